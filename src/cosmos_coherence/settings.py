@@ -1,0 +1,178 @@
+"""The one declaration of settings: ``cosmos.toml``, environment ``COSMOS_*``, and the options of a call.
+
+This is the only module that reads the environment. Everything below the fronts receives values. All faults are
+reported together, each with its path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from cosmos_coherence import errors
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def seconds(text: object) -> float:
+    """``1s``, ``250ms``, ``7d`` or a bare number of seconds, as seconds. ``ValueError`` for anything else."""
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        return float(text)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*", str(text))
+    if not found:
+        raise ValueError("a duration is written like 500ms, 1s, 10m, 12h or 7d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+Duration = Annotated[float, BeforeValidator(seconds)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StackSettings(_Table):
+    """``[stack]``: which stack, and what runs it."""
+
+    project: str = ""
+    """Compose project; empty means the one of this folder."""
+    runtime: Literal["docker", "process"] = "docker"
+    directory: Path = Path()
+
+
+class SourceSettings(_Table):
+    """``[[source]]``: what discovery cannot know."""
+
+    kind: Literal["postgres", "redis", "volume", "files"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    path: Path | None = None
+    service: str = ""
+    exclude: tuple[str, ...] = ()
+
+
+class CutSettings(_Table):
+    """``[cut]``: how long the writers may stand still."""
+
+    max_pause: Duration = 1.0
+    attempts: int = Field(default=3, ge=1, le=20)
+
+
+class BackupSettings(_Table):
+    """``[backup]``: where archives lie and what the run may use of the machine."""
+
+    directory: Path = Path("backups")
+    workers: int = Field(default=2, ge=1, le=64)
+    nice: int = Field(default=10, ge=0, le=19)
+    idle_io: bool = True
+    min_free: int = Field(default=256 * 1024 * 1024, ge=0)
+    """Bytes that must stay free on the disk of the archives."""
+
+
+class RetentionSettings(_Table):
+    """``[retention]``: how long archives are kept."""
+
+    keep_within: Duration = 7 * 86400.0
+
+
+class ScheduleSettings(_Table):
+    """``[schedule]``: when the agent backs up."""
+
+    backup: str = "0 2 * * *"
+    timezone: str = "UTC"
+
+
+class Settings(_Table):
+    """All settings. Nothing is needed for the reference stack."""
+
+    stack: StackSettings = StackSettings()
+    source: tuple[SourceSettings, ...] = ()
+    cut: CutSettings = CutSettings()
+    backup: BackupSettings = BackupSettings()
+    retention: RetentionSettings = RetentionSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    image: str = "cosmos-coherence:latest"
+    """Image of this program, for the times it has to run beside the volumes."""
+    docker_host: str = ""
+    state_directory: Path | None = None
+
+
+_PLAIN = {"COSMOS_IMAGE": ("image",), "DOCKER_HOST": ("docker_host",), "COSMOS_STATE_DIRECTORY": ("state_directory",),
+          "COSMOS_PROJECT": ("stack", "project"), "COSMOS_RUNTIME": ("stack", "runtime"),
+          "COMPOSE_PROJECT_NAME": ("stack", "project")}  # fmt: skip
+
+
+def environment() -> Mapping[str, str]:
+    """The process's environment, for the driver that starts other programs."""
+    return dict(os.environ)
+
+
+def load(folder: Path, *, file: Path | None = None, environ: Mapping[str, str] | None = None, **given: Any) -> Settings:
+    """Read ``cosmos.toml`` of ``folder`` (or ``file``), then the environment, then ``given`` (dotted by ``__``).
+
+    ``COSMOS_CUT__MAX_PAUSE=2s`` sets ``cut.max_pause``. Raises ``ConfigurationError`` naming every fault.
+    """
+    environ = os.environ if environ is None else environ
+    path = file or folder / "cosmos.toml"
+    data: dict[str, Any] = {}
+    if path.exists() or file is not None:
+        try:
+            data = tomllib.loads(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise errors.ConfigurationError(f"{path} cannot be read: {error}") from error
+    for name, value in sorted(environ.items()):
+        if name in _PLAIN and value:
+            _put(data, _PLAIN[name], value)
+        elif name.startswith("COSMOS_") and "__" in name:
+            _put(data, tuple(name.removeprefix("COSMOS_").lower().split("__")), value)
+    for name, value in given.items():
+        if value is not None:
+            _put(data, tuple(name.split("__")), value)
+    data.setdefault("stack", {})
+    if isinstance(data["stack"], dict):
+        data["stack"]["directory"] = (folder / data["stack"].get("directory", "")).resolve()
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors())
+        raise errors.ConfigurationError(f"the settings are wrong: {faults}") from error
+
+
+def _put(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for step in path[:-1]:
+        below = data.setdefault(step, {})
+        if not isinstance(below, dict):
+            return
+        data = below
+    data[path[-1]] = value
+
+
+class ServeSettings(_Table):
+    """What the served parts need to reach the stack's own stores and each other; never read from ``cosmos.toml``."""
+
+    database_url: str = ""
+    """``postgresql+psycopg://user@host:port/name`` without a password; empty where no history database is served."""
+    database_password_file: Path | None = None
+    redis_url: str = ""
+    api_url: str = "http://127.0.0.1:8000"
+    """Where the dashboard asks."""
+    cache_directory: Path = Path("data/cache")
+    data_directory: Path = Path("data")
+    min_free: int = Field(default=256 * 1024 * 1024, ge=0)
+    """Bytes below which the disk of the data directory counts as full."""
+
+
+def load_serve(environ: Mapping[str, str] | None = None) -> ServeSettings:
+    """Read ``COSMOS_DATABASE_URL``, ``COSMOS_REDIS_URL`` and so on. ``ConfigurationError`` names every fault."""
+    environ = os.environ if environ is None else environ
+    names = {name: f"COSMOS_{name.upper()}" for name in ServeSettings.model_fields}
+    try:
+        return ServeSettings.model_validate({k: environ[v] for k, v in names.items() if environ.get(v)})
+    except ValidationError as error:
+        faults = "; ".join(f"{names[str(e['loc'][0])]}: {e['msg']}" for e in error.errors())
+        raise errors.ConfigurationError(f"the settings are wrong: {faults}") from error
