@@ -1,0 +1,118 @@
+"""What runs a stack: the Docker engine, or plain local processes. One protocol for both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol
+
+from cosmos_coherence.model import HoldTarget, Service, Stack, Volume, VolumeRecord
+
+
+class Child(Protocol):
+    """A command that runs in a service, or on this machine.
+
+    Its standard error is drained all the time, so that it never blocks, and the last 8 KiB are kept. As a context
+    manager it waits on a normal exit (and raises as ``wait`` does) and kills on an exception.
+    """
+
+    @property
+    def stdin(self) -> BinaryIO:
+        """Write end; closing it is end of file for the command. Only there when asked for."""
+        ...
+
+    @property
+    def stdout(self) -> BinaryIO:
+        """Read end, buffered; supports ``read``, ``readline`` and iteration."""
+        ...
+
+    @property
+    def stderr_tail(self) -> str:
+        """The last of what the command said on standard error so far."""
+        ...
+
+    def wait(self) -> None:
+        """Close standard input, read what is left, await the exit status.
+
+        Raises ``errors.CommandFailed`` with status and stderr when the status is not 0 or the connection broke, so that
+        a command that died half way can never look like a short stream.
+        """
+        ...
+
+    def kill(self) -> None:
+        """End the command and everything it started; harmless when it has ended."""
+        ...
+
+    def __enter__(self) -> Child: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Runtime(Protocol):
+    """The door to a running stack. Calls raise only errors of the catalogue."""
+
+    @property
+    def kind(self) -> str:
+        """``docker`` or ``process``."""
+        ...
+
+    def stack(self) -> Stack:
+        """The stack as it is now, asked anew each time. ``NotFound`` when nothing of it exists."""
+        ...
+
+    def state_directory(self) -> Path:
+        """The one folder for journal and run lock that host, container and agent share; made (mode 0700) if missing."""
+        ...
+
+    def run(
+        self,
+        service: str,
+        argv: Sequence[str],
+        *,
+        stdin: bool = False,
+        environment: Mapping[str, str] | None = None,
+        user: str = "",
+    ) -> Child:
+        """Start a command inside a running service. ``ServiceDown`` when the service does not run or is paused."""
+        ...
+
+    def hold_targets(self, services: Sequence[Service]) -> tuple[HoldTarget, ...]:
+        """How each of these running copies can be made to stand still; copies that do not run are left out."""
+        ...
+
+    def stop(self, services: Sequence[str], *, timeout_s: float = 30.0) -> None:
+        """Stop services in dependency order, dependents first; those already stopped are fine."""
+        ...
+
+    def start(self, services: Sequence[str]) -> None:
+        """Start stopped services in dependency order; those that run are fine. Does not wait for health."""
+        ...
+
+    def wait_ready(self, services: Sequence[str], *, timeout_s: float = 120.0) -> None:
+        """Return when each service runs, and is healthy where it has a health check. ``ServiceDown`` names the first
+        that is not in time."""
+        ...
+
+    def create(self) -> None:
+        """Create what is missing of the stack (networks, volumes, containers) without starting any service."""
+        ...
+
+    def create_volume(self, record: VolumeRecord) -> Volume:
+        """Create a lost volume again with its driver, options and labels; one that exists is returned as it is."""
+        ...
+
+    def referenced_files(self) -> tuple[Path, ...]:
+        """Files and folders of the host that the stack's definition refers to: secrets, configs, read-only mounts."""
+        ...
+
+    def layer_changes(self) -> Mapping[str, tuple[str, ...]]:
+        """By container, what was written outside of every mount and so is gone with the container; may be costly."""
+        ...
+
+    def watchdog_pipes(self) -> tuple[BinaryIO, BinaryIO] | None:
+        """Where this program itself runs in a container: standard input and output of a watchdog started in another
+        container, which does not die with ours. None: it may be started beside the program."""
+        ...
