@@ -1,0 +1,1 @@
+"""The portable archive: one ``.tar.gz`` that tar, gunzip and psql can restore by hand."""
