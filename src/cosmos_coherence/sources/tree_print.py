@@ -1,0 +1,106 @@
+"""The fingerprint of a file tree: one digest over every name with its metadata and the hash of its content."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from cosmos_coherence.model import Entry, TreePrint
+from cosmos_coherence.sources import tree_read, tree_scan
+
+Hashed = tuple[Entry, str]
+"""An entry with the SHA-256 of its content in hex, empty for what is no regular file."""
+
+
+def line(entry: Entry, sha256: str) -> bytes:
+    """The canonical line of one name: fields that hold no NUL, joined by NUL, then the attributes in pairs.
+
+    A hard link says only what it links to, since its metadata are those of the file. The mode of a symlink means
+    nothing. The time of the root is left out: swapping its content in changes it.
+    """
+    link = entry.kind == "hardlink"
+    fields = [entry.path, entry.kind.encode()]
+    if not link:
+        fields += [
+            b"" if entry.kind == "symlink" else b"%o" % entry.mode,
+            b"%d:%d" % (entry.uid, entry.gid),
+            b"%d" % entry.mtime_ns if entry.path else b"",
+        ]
+    if entry.kind == "file":
+        fields += [b"%d" % entry.size, sha256.encode()]
+    elif entry.kind in ("char", "block"):
+        fields.append(b"%d:%d" % entry.device)
+    else:
+        fields.append(entry.target)
+    for name, value in () if link else entry.xattrs:
+        fields += [name.encode(), value.hex().encode()]
+    return b"\0".join(fields) + b"\n"
+
+
+def tree_print(hashed: Iterable[Hashed]) -> TreePrint:
+    """The fingerprint of these entries, whatever their order."""
+    files = directories = others = size = 0
+    digest = hashlib.sha256()
+    for entry, sha256 in sorted(hashed, key=lambda pair: pair[0].path):
+        files += entry.kind in ("file", "hardlink")
+        directories += entry.kind == "dir"
+        others += entry.kind not in ("file", "hardlink", "dir")
+        size += entry.size if entry.kind == "file" else 0
+        digest.update(line(entry, sha256))
+    return TreePrint(files=files, directories=directories, others=others, size=size, digest=digest.hexdigest())
+
+
+def print_of_tree(root: Path) -> TreePrint:
+    """The fingerprint of what lies on the disk; every byte is read. Raises ``CaptureFailed``."""
+    return tree_print(hashed_tree(root))
+
+
+def hashed_tree(root: Path) -> Iterator[Hashed]:
+    """Every entry on the disk with its hash, in byte order of the paths, the root first. Raises ``CaptureFailed``."""
+    scan = tree_scan.walk(root)
+    links = scan.links()
+    with tree_read.Folders(root) as folders:
+        for path, found in sorted(scan.names.items()):
+            if path in links:
+                yield tree_read.entry(found, first=links[path]), ""
+            else:
+                yield hashed(folders, found, root)
+
+
+def hashed(folders: tree_read.Folders, found: tree_scan.Found, root: Path) -> Hashed:
+    """The entry of one name below ``folders``, and the hash when it is a file. Raises ``CaptureFailed``."""
+    try:
+        if found.kind != "file":
+            return tree_read.entry(found, tree_read.xattrs_at(folders, found.path)), ""
+        opened = tree_read.open_file(folders, found.path)
+        if opened is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with os.fdopen(opened[0], "rb", buffering=0) as file:
+            entry = tree_read.entry(found, tree_read.xattrs(file.fileno()))
+            return entry, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise tree_scan.unreadable(found.path, root, error) from error
+
+
+def differences(expected: Mapping[bytes, str], root: Path, *, at_most: int = 20) -> tuple[str, ...]:
+    """What on the disk is not as expected, for a sentence: the first names that are missing, too many or different.
+
+    ``expected`` maps each path to the SHA-256 of its ``line``. Raises ``CaptureFailed``.
+    """
+    found = {entry.path: line_digest(entry, sha256) for entry, sha256 in hashed_tree(root)}
+    wrong: list[str] = []
+    for path in sorted(expected.keys() | found.keys()):
+        if expected.get(path) != found.get(path):
+            word = "missing" if path not in found else "too many" if path not in expected else "different"
+            wrong.append(f"{tree_scan.show(path)} ({word})")
+            if len(wrong) == at_most:
+                break
+    return tuple(wrong)
+
+
+def line_digest(entry: Entry, sha256: str) -> str:
+    """SHA-256 of the canonical line, hex: enough to tell later whether a name is as it was."""
+    return hashlib.sha256(line(entry, sha256)).hexdigest()

@@ -1,0 +1,315 @@
+"""File trees as sources: volumes and folders, copied while the stack runs and brought up to date at the instant."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+from cosmos_coherence import errors
+from cosmos_coherence.model import Entry, Fingerprint, Gap, Part, SourceRef
+from cosmos_coherence.parts import Sink, TreeWriter
+from cosmos_coherence.sources import tree_print, tree_read, tree_scan
+from cosmos_coherence.sources.config_restore import ConfigRestorer
+from cosmos_coherence.sources.tree_read import Folders, Runs, Xattrs
+from cosmos_coherence.sources.tree_restore import TreeRestorer
+from cosmos_coherence.sources.tree_scan import Found, Scan
+
+__all__ = ["ConfigRestorer", "TreeRestorer", "TreeSource"]
+
+_MIB: Final = 1 << 20
+_TICK_NS: Final = 20_000_000
+"""The clock of file times may lag this far behind the clock of programs."""
+_FILE_COST: Final = 4096
+"""Opening a file takes about as long as reading this many bytes; without it a million empty files would look small."""
+_IN_MEMORY: Final = 32 * _MIB
+"""What the anchor reads is kept in memory up to here, then in a temporary file."""
+
+
+class _Taken(NamedTuple):
+    """What was read of one name."""
+
+    found: Found
+    proof: Found | None
+    """What a later walk has to find if nothing needs to be read again; None when no walk can tell.
+
+    A change time that is not older than the round proves nothing: another change may have come within the same tick of
+    the clock, or through a mapped page that was dirty already, which moves no time. The round's sync left no page
+    dirty, so a change time from before it says that nothing was written since. (The modification time moves together
+    with the change time, but can be set to anything.)
+    """
+    xattrs: Xattrs
+    data: Runs | None = None
+    sha256: str = ""
+
+    def entry(self) -> Entry:
+        """The entry of the name."""
+        return tree_read.entry(self.found, self.xattrs, self.data)
+
+
+def _taken(found: Found, started_ns: int, xattrs: Xattrs, data: Runs | None = None) -> _Taken:
+    return _Taken(found, found if found.ctime_ns < started_ns - _TICK_NS else None, xattrs, data)
+
+
+class TreeSource:
+    """Captures one file tree: a volume, a folder of the host.
+
+    ``prepare`` copies in up to ``rounds``, each of which reads what changed since the one before, until what had to be
+    read is below ``settle_bytes``; ``anchor`` walks once more and reads that rest into memory, or into a temporary file
+    below ``spool`` when it is much.
+    """
+
+    def __init__(
+        self, ref: SourceRef, root: Path, *, spool: Path, settle_bytes: int = 8 * _MIB, rounds: int = 5
+    ) -> None:
+        self._ref, self._root, self._spool = ref, root, spool
+        self._settle_bytes, self._rounds = settle_bytes, rounds
+        self._tree: TreeWriter | None = None
+        self._taken: dict[bytes, _Taken] = {}
+        self._added: set[bytes] = set()
+        self._scan: Scan | None = None
+        self._links: dict[bytes, bytes] = {}
+        self._held: _Held | None = None
+        self._restless: list[bytes] = []
+        self._anchored_at = ""
+
+    @property
+    def ref(self) -> SourceRef:
+        """What it captures."""
+        return self._ref
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """What the part does not hold, or not as of the instant; known after ``anchor``."""
+        if self._scan is None:
+            return ()
+        of = f"of {self._ref.part}"
+        gaps = [Gap(f"{tree_scan.show(path)} {of}", "it lies on another file system") for path in self._scan.mounts]
+        why = "it changed while the writers were held: something outside the stack writes to it"
+        gaps += [Gap(f"{tree_scan.show(path)} {of}", why) for path in self._restless]
+        if excluded := self._scan.excluded:
+            size = tree_scan.size_of(self._root, excluded)
+            gaps.append(Gap(f"{len(excluded)} names {of}", "left out by a pattern", size, chosen=True))
+        return tuple(gaps)
+
+    def prepare(self, sink: Sink) -> None:
+        """Copy what is there, while it changes. Raises ``CaptureFailed``, and ``Unsupported`` for a live PostgreSQL."""
+        self._forget_anchor()
+        if self._tree is None:
+            self._tree = sink.tree(f"volumes/{self._ref.volume}" if self._ref.kind == "volume" else self._ref.part)
+        for _ in range(self._rounds):
+            started_ns = time.time_ns()
+            with self._reading(b""), Folders(self._root) as folders:
+                tree_scan.sync(folders.root)
+            scan = tree_scan.walk(self._root, self._ref.exclude)
+            _refuse_live_postgres(self._root, scan)
+            if self._copy(scan, started_ns, self._tree) < self._settle_bytes:
+                break
+
+    def anchor(self) -> None:
+        """Fix the tree as it is now: one walk, and whatever is not surely as it was copied. Raises ``CaptureFailed``,
+        or ``NoRoom`` when the spool is full."""
+        started_ns = time.time_ns()
+        self._anchored_at = datetime.fromtimestamp(started_ns / 1e9, UTC).isoformat(timespec="microseconds")
+        self._held = _Held(self._spool)
+        self._scan = tree_scan.walk(self._root, self._ref.exclude)
+        self._links = self._scan.links()
+        with Folders(self._root) as folders:
+            for found in self._unsettled(self._scan, self._links):
+                if found.kind == "file":
+                    self._hold(folders, found, started_ns, self._held)
+                elif taken := self._look(folders, found, started_ns):
+                    self._taken[found.path] = taken
+                else:
+                    raise self._replaced(found)
+
+    def capture(self, sink: Sink) -> Part:
+        """Hand over what the anchor read, and the final list of names. Raises ``CaptureFailed``."""
+        assert self._tree is not None
+        assert self._scan is not None
+        assert self._held is not None
+        for path in self._held.paths():
+            taken = self._taken[path]
+            with self._held.content(path, taken.found.size) as content:
+                self._taken[path] = taken._replace(sha256=self._tree.add(taken.entry(), content))
+            self._added.add(path)
+        final = [
+            (tree_read.entry(found, first=self._links[path]), "")
+            if path in self._links
+            else (self._taken[path].entry(), self._taken[path].sha256)
+            for path, found in sorted(self._scan.names.items())
+        ]
+        for path in self._added - {entry.path for entry, _ in final if entry.kind == "file"}:
+            self._tree.drop(path)
+        file = self._tree.finish(entry for entry, _ in final)
+        return Part(
+            name=self._ref.part,
+            kind=self._ref.kind,
+            files=(file,),
+            volume=self._ref.volume,
+            anchored_at=self._anchored_at.replace("+00:00", "Z"),
+            details={"sockets": str(self._scan.sockets)} if self._scan.sockets else {},
+            fingerprint=Fingerprint(tree=tree_print.tree_print(final)),
+        )
+
+    def clients(self) -> tuple[tuple[str, str], ...]:
+        """Nobody connects to files."""
+        return ()
+
+    def close(self) -> None:
+        """Forget what was read."""
+        self._forget_anchor()
+        self._taken.clear()
+
+    def _forget_anchor(self) -> None:
+        """What only the anchor read never reached the sink: it counts as not read."""
+        if self._held is not None:
+            for path in self._held.paths():
+                self._taken.pop(path, None)
+            self._held.close()
+        self._held = self._scan = None
+        self._restless = []
+
+    def _unsettled(self, scan: Scan, links: dict[bytes, bytes]) -> Iterator[Found]:
+        known = self._taken
+        for path, found in scan.names.items():
+            taken = known.get(path)
+            if (taken is None or taken.proof != found) and path not in links:
+                yield found
+
+    def _copy(self, scan: Scan, started_ns: int, tree: TreeWriter) -> int:
+        """One round of the pre-copy; returns what it cost, in bytes."""
+        cost = 0
+        links = scan.links()
+        with Folders(self._root) as folders:
+            for found in self._unsettled(scan, links):
+                cost += _FILE_COST
+                if found.kind == "file":
+                    cost += self._add(folders, found, started_ns, tree)
+                elif taken := self._look(folders, found, started_ns):
+                    self._taken[found.path] = taken
+        for path in self._taken.keys() - (scan.names.keys() - links.keys()):
+            del self._taken[path]
+        return cost
+
+    def _add(self, folders: Folders, found: Found, started_ns: int, tree: TreeWriter) -> int:
+        with self._opened(folders, found, started_ns) as (file, taken):
+            if taken is None:
+                return 0
+            size = taken.found.size
+            runs = [(offset, length, offset) for offset, length in _runs(taken)]
+            with tree_read.content(tree_read.OpenFile(file, found.path, self._root), size, runs) as content:
+                self._taken[found.path] = taken._replace(sha256=tree.add(taken.entry(), content))
+            self._added.add(found.path)
+            return size
+
+    def _hold(self, folders: Folders, found: Found, started_ns: int, held: _Held) -> None:
+        with self._opened(folders, found, started_ns) as (file, taken):
+            if taken is None:
+                raise self._replaced(found)
+            held.take(found.path, tree_read.OpenFile(file, found.path, self._root), _runs(taken))
+            self._taken[found.path] = taken
+            if tree_scan.from_stat(found.path, os.fstat(file)) != taken.found:
+                self._restless.append(found.path)
+
+    @contextmanager
+    def _opened(self, folders: Folders, found: Found, started_ns: int) -> Iterator[tuple[int, _Taken | None]]:
+        """The file, and what is to be noted of it; None when it is not there any more."""
+        with self._reading(found.path):
+            opened = tree_read.open_file(folders, found.path)
+        if opened is None:
+            yield -1, None
+            return
+        file, status = opened
+        try:
+            with self._reading(found.path):
+                now = tree_scan.from_stat(found.path, status)
+                same = now is not None and (now.dev, now.ino) == (found.dev, found.ino)
+                data = tree_read.data_runs(file, status)
+                attributes = tree_read.xattrs(file)
+            yield file, _taken(now, started_ns, attributes, data) if now is not None and same else None
+        finally:
+            os.close(file)
+
+    def _look(self, folders: Folders, found: Found, started_ns: int) -> _Taken | None:
+        """What is to be noted of a name that is no file; None when it is not there any more."""
+        try:
+            return _taken(found, started_ns, tree_read.xattrs_at(folders, found.path))
+        except OSError as error:
+            if error.errno in tree_scan.GONE:
+                return None
+            raise tree_scan.unreadable(found.path, self._root, error) from error
+
+    @contextmanager
+    def _reading(self, path: bytes) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise tree_scan.unreadable(path, self._root, error) from error
+
+    def _replaced(self, found: Found) -> errors.CaptureFailed:
+        return errors.CaptureFailed(
+            f"{tree_scan.show(found.path)} in {self._root} was replaced while the writers were held",
+            remedy="Stop what writes there from outside the stack, then run the backup again.",
+        )
+
+
+class _Held:
+    """The contents that the anchor read, one after another in one file that has no name."""
+
+    def __init__(self, spool: Path) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(spool))  # noqa: SIM115 - closed by close
+        self._place = spool
+        self._runs: dict[bytes, list[tuple[int, int, int]]] = {}
+        self._room = memoryview(bytearray(_MIB))
+
+    def take(self, path: bytes, source: tree_read.Store, runs: Iterable[tuple[int, int]]) -> None:
+        kept = self._runs[path] = []
+        try:
+            for offset, length in runs:
+                position, done = self._file.tell(), 0
+                while done < length:
+                    got = source.read_at(offset + done, self._room[: length - done])
+                    if got == 0:
+                        break
+                    self._file.write(self._room[:got])
+                    done += got
+                kept.append((offset, done, position))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise errors.NoRoom(f"no room in {self._place} for what changed last: {error.strerror}") from error
+            raise errors.CaptureFailed(f"{self._place} cannot be written: {error.strerror}") from error
+
+    def paths(self) -> tuple[bytes, ...]:
+        return tuple(self._runs)
+
+    def content(self, path: bytes, size: int) -> BinaryIO:
+        return tree_read.content(self, size, self._runs[path])
+
+    def read_at(self, position: int, room: memoryview) -> int:
+        self._file.seek(position)
+        return int(self._file.readinto(room))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _runs(taken: _Taken) -> Runs:
+    return ((0, taken.found.size),) if taken.data is None else taken.data
+
+
+def _refuse_live_postgres(root: Path, scan: Scan) -> None:
+    for path in scan.names:
+        folder, _, name = path.rpartition(b"postmaster.pid")
+        if not name and folder + b"PG_VERSION" in scan.names and folder + b"global/pg_control" in scan.names:
+            raise errors.Unsupported(
+                f"{root / os.fsdecode(folder)} is the data directory of a PostgreSQL server that may be running",
+                remedy="Declare the server as a source of kind `postgres`, or leave the folder out with "
+                "`cosmos.exclude`; a copy of these files would be worthless.",
+            )
