@@ -1,0 +1,1 @@
+"""Is the stack well, and is its backup young enough."""

@@ -1,0 +1,1 @@
+"""Looking after volumes: what they hold and how large they are."""
