@@ -1,0 +1,1 @@
+"""What happened: runs and their reports, kept for the fronts."""

@@ -1,0 +1,62 @@
+"""From the spool, where every run leaves its report, into the history.
+
+The files stay in ``done/`` for a while: when the history's own database is restored it loses everything newer than the
+backup, and finds it again there.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from cosmos_coherence import errors
+from cosmos_coherence.history import database, record, runs
+
+KEEP_S = 30 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What one round did."""
+
+    added: int = 0
+    damaged: tuple[str, ...] = ()
+    """Names of files that are no report; they are kept under the suffix ``.damaged``."""
+
+
+def drain(spool: Path, engine: Engine, *, keep_s: float = KEEP_S) -> Drained:
+    """Add every report of the spool that the history lacks, those read before included; repeating it changes nothing.
+
+    Files older than ``keep_s`` seconds leave ``done/``. ``ServiceDown`` when the database does not answer: then every
+    file stays where it is.
+    """
+    if not spool.is_dir():
+        return Drained()
+    database.migrate(engine)
+    done = spool / "done"
+    done.mkdir(mode=0o700, exist_ok=True)
+    _expire(done, keep_s)
+    waiting, damaged, reports = sorted(spool.glob("*.json")), [], []
+    for path in [*waiting, *sorted(done.glob("*.json"))]:
+        report = path.read_bytes()
+        try:
+            record.read(report)
+        except errors.Damaged:
+            path.rename(path.with_suffix(".damaged"))
+            damaged.append(path.name)
+        else:
+            reports.append(report)
+    added = runs.add(engine, reports)
+    for path in waiting:
+        if path.name not in damaged:
+            path.rename(done / path.name)
+    return Drained(added, tuple(damaged))
+
+
+def _expire(done: Path, keep_s: float) -> None:
+    for path in done.iterdir():
+        if time.time() - path.stat().st_mtime > keep_s:
+            path.unlink()
