@@ -1,0 +1,1 @@
+"""The story: backup, restore, retention and recovery, each one function that reads from top to bottom."""

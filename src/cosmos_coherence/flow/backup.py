@@ -1,0 +1,325 @@
+"""A backup, told from beginning to end.
+
+Discover the stack, plan, copy the files beforehand, hold the writers, anchor every source, release, capture, pack,
+read the archive back, publish it as the last write, report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import cosmos_coherence
+from cosmos_coherence import errors, sources
+from cosmos_coherence.archive.verify import verify_archive
+from cosmos_coherence.archive.writer import ArchiveWriter, spool_of
+from cosmos_coherence.cut.hold import Cut, take_cut
+from cosmos_coherence.cut.journal import Handle, Journal, SettingsRecord, SpoolRecord
+from cosmos_coherence.cut.lock import run_lock
+from cosmos_coherence.discover import configuration, foreign
+from cosmos_coherence.discover.coverage import Coverage
+from cosmos_coherence.drivers.runtime import Runtime
+from cosmos_coherence.flow import recover, remember, retention
+from cosmos_coherence.flow.events import Held, PartDone, Report, Story
+from cosmos_coherence.flow.survey import survey
+from cosmos_coherence.flow.watch import watchdog_for
+from cosmos_coherence.flow.workers import gentle_pool, results
+from cosmos_coherence.model import Gap, Manifest, Part, Service, ServiceRecord, SourceRef, Stack, VolumeRecord
+from cosmos_coherence.settings import Settings
+from cosmos_coherence.sources.base import Source
+from cosmos_coherence.sources.redis import RedisSource, restore_settings
+from cosmos_coherence.storage import local
+
+_HEALTH_BACK_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class BackupPlan:
+    """What a backup is going to do."""
+
+    stack: Stack
+    coverage: Coverage
+    parts: tuple[SourceRef, ...]
+    hold: tuple[Service, ...]
+    """The copies of services that will stand still for the instant."""
+    directory: Path
+    safety: bool = False
+    tags: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    """The parts that were asked for; all when empty."""
+
+
+def new_run() -> str:
+    """A name for one run: sortable, unique, lower-case letters and digits only."""
+    return f"{datetime.now(UTC):%Y%m%d%H%M%S}{secrets.token_hex(3)}"
+
+
+def plan_backup(
+    runtime: Runtime,
+    settings: Settings,
+    *,
+    only: Sequence[str] = (),
+    directory: Path | None = None,
+    safety: bool = False,
+    tags: tuple[str, ...] = (),
+) -> BackupPlan:
+    """Look at the stack and say what will be captured and held. ``NotFound`` for an unknown stack or part."""
+    stack = runtime.stack()
+    target = directory or settings.stack.directory / settings.backup.directory
+    coverage = survey(stack, settings, backups=target)
+    engines = {s.service for s in coverage.sources if s.service}
+    hold = tuple(
+        s
+        for s in (*(s for s in stack.services if s.name not in engines), *stack.neighbours)
+        if s.state == "running" and s.labels.get("cosmos.hold") != "never"
+    )
+    parts = coverage.only(only) if only else coverage.sources
+    return BackupPlan(stack, coverage, parts, hold, target, safety=safety, tags=tags, only=tuple(only))
+
+
+def backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story) -> Report:
+    """Make the backup of this plan and publish it as an archive.
+
+    Never raises for what the catalogue knows: the report says it. A part that fails publishes nothing; something that
+    is not covered publishes, marked incomplete.
+    """
+    try:
+        state = runtime.state_directory()
+        with run_lock(state, run=story.run, what="backup"):
+            if recover.healed(runtime, state, story, backups=plan.directory):
+                # what was planned was half restored or stood still
+                plan = plan_backup(
+                    runtime, settings, only=plan.only, directory=plan.directory, safety=plan.safety, tags=plan.tags
+                )
+            report = capture_backup(runtime, settings, plan, story, Journal(state))
+    except errors.CosmosError as error:
+        report = story.failed(error, missing=plan.coverage.gaps)
+    except KeyboardInterrupt:
+        report = story.failed(errors.Interrupted("the backup was interrupted"))
+    remember.remember(runtime, report)
+    return report
+
+
+def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story, journal: Journal) -> Report:
+    """The story itself, for a caller that holds the run lock and has healed leftovers."""
+    story.begin("plan")
+    _require_room(plan.directory, settings.backup.min_free)
+    with _archive(plan, settings, journal, story.run) as writer:
+        opened: list[Source] = []
+        try:
+            setting = _setting(runtime, plan, story.run, writer.spool)
+            opened += [sources.open_source(ref, setting) for ref in plan.parts]
+            with _settings_journalled(runtime, opened, journal, story.run):
+                cut, strangers = _one_instant(runtime, settings, plan, story, journal, opened, writer)
+                _await_health(runtime, plan, story)
+                story.begin("capture")
+                parts = tuple(_placed(part, plan) for part in _capture(opened, writer, settings, story))
+            inside = tuple(gap for source in opened for gap in source.gaps)
+        finally:
+            for source in opened:
+                source.close()
+        story.begin("pack")
+        manifest = _manifest(plan, writer.id, cut, parts, (*strangers, *inside))
+        packed = writer.pack(manifest)
+        story.begin("verify")
+        verify_archive(packed, manifest)
+        story.begin("publish")
+        path = writer.publish()
+    removed = _retire(settings, plan, story) if manifest.complete and not plan.safety else ()
+    return story.report(
+        "done" if manifest.complete else "incomplete",
+        backup=manifest.id,
+        path=str(path),
+        size=path.stat().st_size,
+        pause_ms=cut.pause_ms,
+        parts=manifest.parts,
+        missing=manifest.missing,
+        removed=removed,
+    )
+
+
+@contextmanager
+def _archive(plan: BackupPlan, settings: Settings, journal: Journal, run: str) -> Iterator[ArchiveWriter]:
+    """The archive to be, journalled before it begins; what was not published of it goes at the end."""
+    identity = _identity(plan.directory)
+    spool = spool_of(plan.directory, identity)
+    note = journal.open(SpoolRecord(run, str(spool), **_servers(plan)))
+    try:
+        writer = ArchiveWriter(plan.directory, identity, workers=settings.backup.workers)
+        try:
+            yield writer
+        finally:
+            writer.abort()
+    finally:
+        if not spool.exists():  # else the next run removes it
+            note.close()
+
+
+def _retire(settings: Settings, plan: BackupPlan, story: Story) -> tuple[str, ...]:
+    """Archives that are too old go; whatever keeps them here takes nothing from the one that was just made."""
+    try:
+        story.begin("retention")
+        return retention.apply(plan.directory, keep_within_s=settings.retention.keep_within, now_s=time.time())
+    except errors.CosmosError as error:
+        story.note(f"the backup is made, but older ones could not be removed: {error.message}")
+    except KeyboardInterrupt:
+        story.note("the backup was made when the interruption came; older ones were not all removed")
+    return ()
+
+
+def _one_instant(
+    runtime: Runtime,
+    settings: Settings,
+    plan: BackupPlan,
+    story: Story,
+    journal: Journal,
+    opened: list[Source],
+    writer: ArchiveWriter,
+) -> tuple[Cut, tuple[Gap, ...]]:
+    """Copy beforehand, hold, anchor, release; once more from the copying when the budget did not suffice."""
+    attempt = 1
+    while True:
+        story.begin("prepare")
+        _prepare(opened, writer, settings)
+        strangers = foreign.writers(plan.stack, plan.hold, {s.ref.part: s.clients() for s in opened})
+        targets = runtime.hold_targets(plan.hold)
+        try:
+            with watchdog_for(runtime) as watchdog:
+                story.begin("hold", f"{len(targets)} writers")
+                cut = take_cut(
+                    targets,
+                    {source.ref.part: source.anchor for source in opened},
+                    journal=journal,
+                    watchdog=watchdog,
+                    run=story.run,
+                    max_pause_s=settings.cut.max_pause,
+                )
+        except errors.CutFailed as error:
+            if attempt == settings.cut.attempts:
+                raise
+            story.note(f"attempt {attempt}: {error.message}")
+            attempt += 1
+            continue
+        story.tell(Held(cut.pause_ms, len(cut.held)))
+        return cut, strangers
+
+
+def _await_health(runtime: Runtime, plan: BackupPlan, story: Story) -> None:
+    """A health check that met the hold has failed: wait until it is green, so that nobody restarts the service."""
+    names = sorted({s.name for s in plan.hold if s.health == "healthy" and s.project in ("", plan.stack.project)})
+    try:
+        runtime.wait_ready(names, timeout_s=_HEALTH_BACK_S)
+    except errors.ServiceDown as error:
+        story.note(f"after the hold: {error.message}")
+
+
+def _prepare(opened: list[Source], writer: ArchiveWriter, settings: Settings) -> None:
+    """Files first, since copying them takes long; database sessions last, since they hold locks while they wait."""
+    trees = [s for s in opened if not s.ref.service]
+    with gentle_pool(settings) as pool:
+        results([pool.submit(source.prepare, writer) for source in trees])
+    for source in opened:
+        if source.ref.service:
+            source.prepare(writer)
+
+
+def _capture(opened: list[Source], writer: ArchiveWriter, settings: Settings, story: Story) -> tuple[Part, ...]:
+    def one(source: Source) -> Part:
+        part = source.capture(writer)
+        story.tell(PartDone(part.name, sum(f.size for f in part.files)))
+        return part
+
+    with gentle_pool(settings) as pool:
+        return tuple(results([pool.submit(one, source) for source in opened]))
+
+
+def _placed(part: Part, plan: BackupPlan) -> Part:
+    """A bind mount's part says where its files lie: below the project's folder, or at an absolute path."""
+    ref = next(ref for ref in plan.parts if ref.part == part.name)
+    if ref.kind != "files" or ref.path is None:
+        return part
+    root = plan.stack.directory.resolve()
+    path = ref.path.resolve()
+    place = path.relative_to(root) if path.is_relative_to(root) else path
+    return replace(part, details={**part.details, "path": str(place)})
+
+
+@contextmanager
+def _settings_journalled(runtime: Runtime, opened: list[Source], journal: Journal, run: str) -> Iterator[None]:
+    """What a source switches off in its server for the cut is noted on disk first."""
+    notes: list[Handle[SettingsRecord]] = []
+    for source in opened:
+        if isinstance(source, RedisSource) and (values := source.settings_to_restore()):
+            notes.append(journal.open(SettingsRecord(run=run, service=source.ref.service, values=dict(values))))
+    try:
+        yield
+    finally:
+        for source in opened:
+            source.close()
+        for note in notes:
+            with contextlib.suppress(errors.CosmosError):  # a server that is down gets them from the next run
+                restore_settings(runtime, note.record.service, note.record.values)
+                note.close()
+
+
+def _require_room(directory: Path, min_free: int) -> None:
+    """The folder of the archives is there and private, and leaves ``min_free`` bytes."""
+    local.make_private(directory)
+    local.require_room(directory, min_free)
+
+
+def _identity(directory: Path) -> str:
+    """This second as the archive's name; a later one when anything there bears it already, be it a safety backup."""
+    while True:
+        name = f"{datetime.now(UTC):%Y%m%d_%H%M%S}"
+        if not any(directory.glob(f"*{name}*")):
+            return name
+        time.sleep(0.1)
+
+
+def _servers(plan: BackupPlan) -> dict[str, tuple[str, ...]]:
+    """The services of each kind of server."""
+    return {kind: tuple(s.service for s in plan.coverage.sources if s.kind == kind) for kind in ("postgres", "redis")}
+
+
+def _setting(runtime: Runtime, plan: BackupPlan, run: str, spool: Path) -> sources.Setting:
+    primary = tuple(services[0] for services in _servers(plan).values() if services)
+    return sources.Setting(
+        runtime=runtime,
+        run=run,
+        spool=spool,
+        primary=primary,
+        configuration=configuration.configuration_names(plan.stack, referenced=runtime.referenced_files()),
+    )
+
+
+def _manifest(plan: BackupPlan, identity: str, cut: Cut, parts: tuple[Part, ...], found: tuple[Gap, ...]) -> Manifest:
+    stack = plan.stack
+    captured = {p.name for p in parts}
+    left = tuple(
+        Gap(s.part, "left out by --only", chosen=True) for s in plan.coverage.sources if s.part not in captured
+    )
+    gaps = (*plan.coverage.gaps, *found, *left)
+    return Manifest(
+        id=identity,
+        project=stack.project,
+        runtime=stack.runtime,
+        instant=cut.instant,
+        pause_ms=round(cut.pause_ms, 3),
+        created_by=f"cosmos-coherence {cosmos_coherence.__version__}",
+        complete=all(g.chosen for g in gaps) and not left,
+        missing=gaps,
+        parts=tuple(sorted(parts, key=lambda p: p.name)),
+        volumes=tuple(VolumeRecord(v.name, v.short, v.driver, v.options, v.labels) for v in stack.volumes if v.exists),
+        services=tuple(ServiceRecord(s.name, s.image, s.digest) for s in stack.services),
+        config_files=configuration.compose_names(stack),
+        held=cut.held,
+        safety=plan.safety,
+        tags=plan.tags,
+    )

@@ -1,0 +1,19 @@
+"""The name of an archive is its second, and no two archives share one."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from cosmos_coherence.flow import backup
+
+
+@pytest.mark.parametrize("taken", ["safety-{}.tar.gz", "{}.tar.gz", ".spool-{}", ".{}.tar.gz.tmp", "{}.json"])
+def test_a_second_that_is_taken_is_not_taken_again(tmp_path: Path, taken: str) -> None:
+    now = datetime.now(UTC)
+    for second in range(2):
+        (tmp_path / taken.format(f"{now + timedelta(seconds=second):%Y%m%d_%H%M%S}")).touch()
+    name = backup._identity(tmp_path)
+    assert list(tmp_path.glob(f"*{name}*")) == []
