@@ -1,0 +1,1 @@
+"""The schedule, unattended; needs no database."""

@@ -1,0 +1,1 @@
+"""The command line: parse, call the flow, render its events and reports."""

@@ -1,0 +1,147 @@
+"""The verbs that only look: ``status``, ``list``, ``show``, ``check``, ``health``, ``doctor``."""
+
+from __future__ import annotations
+
+import typer
+
+from cosmos_coherence import errors
+from cosmos_coherence.archive import listing
+from cosmos_coherence.archive.manifest import read_manifest
+from cosmos_coherence.archive.verify import verify_archive
+from cosmos_coherence.cli import beside, context, render
+from cosmos_coherence.flow import doctor as examining
+from cosmos_coherence.flow import events
+from cosmos_coherence.flow import health as checking
+from cosmos_coherence.flow.survey import survey
+from cosmos_coherence.health.checks import Health
+
+
+def status(*, as_json: bool) -> int:
+    """The stack and its coverage."""
+    settings = context.settings()
+    runtime = context.runtime(settings)
+    if (exit_status := beside.volumes(runtime, settings)) is not None:
+        return exit_status
+    stack = runtime.stack()
+    backups = context.backups(settings)
+    coverage = survey(stack, settings, backups=backups)
+    last = next((a for a in reversed(listing.list_archives(backups)) if not a.safety), None)
+    if as_json:
+        render.as_json({"stack": stack, "coverage": coverage, "last_backup": last.manifest if last else None})
+        return 0
+    typer.echo(f"{stack.project} ({stack.runtime}) in {stack.directory}")
+    render.table(
+        ("SERVICE", "CONTAINER", "STATE", "HEALTH", "IMAGE"),
+        [(s.name, s.container, s.state, s.health or "", s.image) for s in stack.services],
+    )
+    typer.echo("")
+    by_volume = {s.volume: s.part for s in coverage.sources if s.volume}
+    render.table(
+        ("VOLUME", "DRIVER", "PART"),
+        [(v.name, v.driver if v.exists else "missing", by_volume.get(v.name, "-")) for v in stack.volumes],
+    )
+    typer.echo("")
+    typer.echo("captured: " + ", ".join(s.part for s in coverage.sources))
+    for gap in coverage.gaps:
+        extra = f", {render.size(gap.size)}" if gap.size is not None else ""
+        typer.echo(f"{'left out' if gap.chosen else 'NOT covered'}: {gap.what}: {gap.why}{extra}")
+    for container, paths in runtime.layer_changes().items():
+        shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        typer.echo(f"NOT covered: written outside of every mount in {container}: {shown}")
+    for hint in coverage.hints:
+        typer.echo(f"hint: {hint}")
+    typer.echo(f"last backup: {_age(last)}")
+    return 0
+
+
+def list_backups(*, as_json: bool) -> int:
+    """The archives, oldest first."""
+    settings = context.settings()
+    found = listing.list_archives(context.backups(settings))
+    if as_json:
+        render.as_json([a.manifest for a in found])
+        return 0
+    for path in listing.unreadable(context.backups(settings)):
+        typer.echo(f"{path.name}: damaged, its manifest cannot be read", err=True)
+    if not found:
+        typer.echo(f"no backups in {context.backups(settings)}; `cosmos backup` makes one")
+        return 0
+    rows = [
+        (
+            a.path.name,
+            a.manifest.instant,
+            a.manifest.project,
+            render.size(a.size),
+            f"{a.manifest.pause_ms:.1f} ms",
+            "safety" if a.safety else "complete" if a.manifest.complete else "incomplete",
+        )
+        for a in found
+    ]
+    render.table(("FILE", "INSTANT", "PROJECT", "SIZE", "PAUSE", "STATE"), rows)
+    return 0
+
+
+def show(name: str, *, as_json: bool) -> int:
+    """One backup's manifest."""
+    settings = context.settings()
+    manifest = read_manifest(context.archive(name, settings))
+    if as_json:
+        render.as_json(manifest)
+        return 0
+    state = "complete" if manifest.complete else "incomplete"
+    typer.echo(f"{manifest.id}  {manifest.project}  {manifest.instant}  pause {manifest.pause_ms:.1f} ms  {state}")
+    for part in manifest.parts:
+        prints = part.fingerprint
+        facts = []
+        if prints.databases:
+            rows = sum(sum(d.tables.values()) for d in prints.databases.values())
+            facts.append(f"{len(prints.databases)} databases, {rows} rows")
+        if part.kind == "redis":
+            facts.append(f"{sum(prints.keys.values()) + sum(prints.expiring_keys.values())} keys")
+        if prints.tree:
+            facts.append(f"{prints.tree.files} files, {render.size(prints.tree.size)}")
+        typer.echo(f"  {part.name:28} {render.size(sum(f.size for f in part.files)):>10}  {', '.join(facts)}")
+    for gap in manifest.missing:
+        typer.echo(f"  {'left out' if gap.chosen else 'NOT covered'}: {gap.what}: {gap.why}")
+    return 0
+
+
+def check(name: str, *, as_json: bool) -> int:
+    """Read one archive to its end; raises ``Damaged`` when a byte is not what it was."""
+    settings = context.settings()
+    path = context.archive(name, settings)
+    render.progress(json_wanted=as_json)(events.StepBegan("verify", f"{path}, {render.size(path.stat().st_size)}"))
+    manifest = verify_archive(path)
+    if as_json:
+        render.as_json({"status": "done", "backup": manifest.id, "path": str(path), "checked": True})
+    else:
+        typer.echo(f"{path.name}: every byte is as it was written (checked; a drill would prove that it restores)")
+    return 0
+
+
+def health(*, as_json: bool) -> int:
+    """Run the checks; 1 when one of them fails."""
+    settings = context.settings()
+    found = checking.check_stack(lambda: context.runtime(settings), settings, backups=context.backups(settings))
+    return _checks(found, as_json=as_json)
+
+
+def doctor(*, as_json: bool) -> int:
+    """Look at what a run needs; 1 when something is missing."""
+    settings = context.settings()
+    found = examining.examine(lambda: context.runtime(settings), settings, backups=context.backups(settings))
+    return _checks(found, as_json=as_json)
+
+
+def _checks(found: Health, *, as_json: bool) -> int:
+    if as_json:
+        render.as_json(found)
+    else:
+        render.table(("CHECK", "RESULT", "DETAIL"), [(r.name, r.outcome, r.detail) for r in found.checks])
+    return errors.CosmosError.exit_status if found.outcome == "fail" else 0
+
+
+def _age(last: listing.ArchiveInfo | None) -> str:
+    if last is None:
+        return "never"
+    return f"{last.id}, {render.size(last.size)}, pause {last.manifest.pause_ms:.1f} ms, last proof: never"

@@ -1,0 +1,1 @@
+"""One server-rendered page with the state of the stack."""
