@@ -1,0 +1,56 @@
+"""The agent of the reference stack backs it up by itself, into the project's folder on the host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from support.reference_stack import ReferenceStack, reference_stack
+from support.waiting import eventually
+
+pytestmark = [pytest.mark.docker, pytest.mark.private_engine, pytest.mark.timeout(900)]
+
+LIMIT_MS = 500
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReferenceStack]:
+    with reference_stack(tmp_path_factory.mktemp("agent"), COSMOS_SCHEDULE__BACKUP="* * * * *") as found:
+        found.up()
+        yield found
+
+
+def test_a_scheduled_backup(stack: ReferenceStack, capsys: pytest.CaptureFixture[str]) -> None:
+    backups = stack.folder / "backups"
+    assert eventually((backups / "latest.tar.gz").exists, within_s=150), stack.compose("logs", "agent").stdout
+    text = stack.shell(f"tar -xzOf {backups}/latest.tar.gz --wildcards '*/manifest.json'")
+    manifest = json.loads(text)
+    with capsys.disabled():
+        print(f"\npause of the reference stack {manifest['pause_ms']:.1f} ms")
+    assert manifest["project"] == "cosmos-coherence"
+    assert 0 < manifest["pause_ms"] < LIMIT_MS
+    assert set(manifest["held"]) == {"cosmos-api", "cosmos-dashboard"}
+    assert {part["name"] for part in manifest["parts"]} >= {"postgres/db", "redis/redis", "volumes/api-cache", "config"}
+    # its report reaches the history, and so the API
+    told = "SELECT count(*) FROM run WHERE verb = 'backup' AND status = 'done'"
+    call = f'docker exec cosmos-db psql -XAtq -U cosmos cosmos_coherence -c "{told}"'
+    assert eventually(lambda: int(stack.run("bash", "-c", call, check=False).stdout or 0) > 0, within_s=60)
+    left = "docker ps -aq --filter label=cosmos.role=run --filter status=exited"
+    assert stack.shell(left) == ""
+
+
+def test_a_person_asks_the_agent(stack: ReferenceStack) -> None:
+    """The run lock may be the schedule's at this moment; then the answer is 5 and a person tries again."""
+    done = [stack.run("docker", "exec", "cosmos-agent", "cosmos", "backup", "--json", check=False)]
+
+    def answered() -> bool:
+        if done[-1].returncode == 5:
+            done.append(stack.run("docker", "exec", "cosmos-agent", "cosmos", "backup", "--json", check=False))
+        return done[-1].returncode != 5
+
+    assert eventually(answered, within_s=120)
+    assert done[-1].returncode == 0, done[-1].stdout + done[-1].stderr
+    report = json.loads(done[-1].stdout)
+    assert (stack.folder / "backups" / f"{report['backup']}.tar.gz").exists()
