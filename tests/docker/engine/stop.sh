@@ -8,7 +8,15 @@ alive() {
   case "$(cut -d' ' -f2,3 "/proc/$pid/stat" 2>/dev/null || true)" in '(dockerd) '[!Z]) ;; *) return 1 ;; esac
 }
 
-if [ -z "$pid" ] || ! alive; then echo "is down"; exit 0; fi
+# An engine leaves mounts behind: of the network namespace it lives in, and after a kill of containers' files. While they
+# are there its folder cannot be removed.
+unmount() {
+  cut -d' ' -f5 /proc/self/mountinfo | grep "^$dir/" | sort -r | while read -r at; do
+    umount "$at" 2>/dev/null || umount --lazy "$at" || true
+  done
+}
+
+if [ -z "$pid" ] || ! alive; then unmount; echo "is down"; exit 0; fi
 kill "$pid"
 tries=0
 while alive; do
@@ -16,4 +24,5 @@ while alive; do
   if [ "$tries" -gt 300 ]; then echo "still up after 60 s" >&2; exit 1; fi
   sleep 0.2
 done
+unmount
 echo "stopped"
