@@ -120,6 +120,24 @@ class EngineForbidden(CosmosError):
     default_remedy = "Run as root or as a member of the group `docker`."
 
 
+class BackendUnavailable(CosmosError):
+    """The place where a repository lies does not answer, or broke the connection."""
+
+    code = "backend-unavailable"
+    http_status = 503
+    retryable = True
+    default_remedy = "Look whether the server is up and the network goes there, then run the same command again."
+
+
+class WrongPassword(CosmosError):
+    """No key of the repository opens with this password."""
+
+    code = "wrong-password"
+    exit_status = 6
+    http_status = 403
+    default_remedy = "Give the password of the recovery kit. A repository whose password is lost is lost."
+
+
 class ServiceDown(CosmosError):
     """A service that has to answer does not."""
 
@@ -195,7 +213,7 @@ class Interrupted(CosmosError):
 
 CATALOGUE: tuple[type[CosmosError], ...] = (
     CosmosError, UsageError, ConfigurationError, NotFound, Locked, Damaged, Hostile, Refused, NoRoom,
-    EngineUnavailable, EngineForbidden, ServiceDown, CommandFailed, AccessDenied, CutFailed, CaptureFailed,
+    EngineUnavailable, EngineForbidden, BackendUnavailable, WrongPassword, ServiceDown, CommandFailed, AccessDenied, CutFailed, CaptureFailed,
     RestoreFailed, NotEqual, Unsupported, Interrupted,
 )  # fmt: skip
 """Every class above, for the manual and for the test that no code is used twice."""
