@@ -147,6 +147,12 @@ class Journal:
                     _sync(self._folder)
         return tuple(handle for handle in handles if isinstance(handle.record, kind))
 
+    def discard_drafts(self) -> None:
+        """Remove records that a crash left half written: no step was taken on them. For the holder of the run lock."""
+        with _translated(self._folder):
+            for draft in self._folder.glob("*.draft"):
+                draft.unlink(missing_ok=True)
+
     def broken(self) -> tuple[Path, ...]:
         """Files that were found damaged. What they asked for is unknown: they stay until a person has looked."""
         with _translated(self._folder):

@@ -49,6 +49,7 @@ def healed(runtime: Runtime, state: Path, story: Story, *, backups: Path) -> boo
 
 def _heal(runtime: Runtime, journal: Journal, backups: Path) -> Iterator[str]:
     yield from release_leftovers(journal)
+    journal.discard_drafts()
     for settings in journal.pending(SettingsRecord):
         service = settings.record.service
         try:

@@ -113,6 +113,8 @@ def test_a_record_that_a_crash_left_half_written_is_none(tmp_path: Path) -> None
     name.with_suffix(".draft").write_bytes(b'{"record":')
     assert [found.record for found in journal.pending()] == [HOLD]
     assert journal.broken() == ()
+    journal.discard_drafts()
+    assert list((tmp_path / "journal").iterdir()) == [name]
     handle.close()
 
 
