@@ -11,20 +11,6 @@ import pytest
 
 from support import docker_stack
 
-NOT_YET_IN_THE_GATE = (
-    "tests/docker/test_beside_the_volumes.py",
-    "tests/docker/test_fresh_engine.py",
-    "tests/docker/test_guide.py",
-    "tests/docker/test_guide_production.py",
-    "tests/docker/test_guide_recovery.py",
-    "tests/docker/test_main_job.py",
-    "tests/faults/test_docker_runtime.py",
-    "tests/faults/test_process_runtime.py",
-)
-"""Written, and not yet seen to pass as a whole on a quiet machine: they run with `make soak` until they have been."""
-IN_THE_GATE = ("test_lost_and_restored_while_a_writer_writes_twice",)
-"""Of these files, seen to pass."""
-
 SEED = os.environ.get("COSMOS_TEST_SEED") or secrets.token_hex(4)
 
 
@@ -38,11 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", private)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n`, tests of one file stay together, and so do all that need the reference stack's fixed names."""
     for item in items:
-        if item.nodeid.startswith(NOT_YET_IN_THE_GATE) and item.name not in IN_THE_GATE:
-            item.add_marker(pytest.mark.soak)
         fixed_names = "reference_stack" in vars(getattr(item, "module", None) or object)
         item.add_marker(pytest.mark.xdist_group("cosmos-coherence" if fixed_names else str(item.path)))
 
