@@ -1,0 +1,196 @@
+"""Which pack holds which blob: compact in memory, and as the format's index files.
+
+The files are as in "Indexing" of the restic design document. In memory a blob is a record of 48 bytes in a bucket
+chosen by the first bits of its id; a lookup is one search through a bucket, a few microseconds however many blobs there
+are. Together that is less than 64 bytes for a blob.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from cosmos_coherence import errors
+from cosmos_coherence.repository.blob import Blob, BlobKind, Id, Location
+from cosmos_coherence.repository.crypto import OVERHEAD, Buffer
+
+_RECORD: Final = struct.Struct("<32s4I")  # id, pack and kind, offset, sealed length, plain length
+_SIZE: Final = _RECORD.size
+_IS_TREE: Final = 1 << 31
+_KIND_BYTE: Final = 35
+_BUCKETS: Final = 256
+_CROWDED: Final = 64
+"""Records in a bucket on average before there are twice as many buckets."""
+_MOST: Final = (1 << 32) - 1
+
+
+class Index:
+    """The blobs of a repository. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._buckets = [bytearray() for _ in range(_BUCKETS)]
+        self._bits = _BUCKETS.bit_length() - 1
+        self._count = 0
+        self._packs: list[Id] = []
+        self._numbers: dict[Id, int] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def has(self, kind: BlobKind, blob_id: Id) -> bool:
+        """Whether the blob is in a pack."""
+        with self._lock:
+            bucket = self._bucket(blob_id)
+            at = bucket.find(blob_id)
+            while at >= 0:
+                if at % _SIZE == 0 and (bucket[at + _KIND_BYTE] >= 0x80) == (kind == "tree"):
+                    return True
+                at = bucket.find(blob_id, at + 1)
+        return False
+
+    def find(self, kind: BlobKind, blob_id: Id) -> Location | None:
+        """Where the blob lies; the first place when there are several."""
+        return next(self.places(kind, blob_id), None)
+
+    def places(self, kind: BlobKind, blob_id: Id) -> Iterator[Location]:
+        """Everywhere that the blob lies."""
+        with self._lock:
+            bucket = self._bucket(blob_id)
+            found = []
+            at = bucket.find(blob_id)
+            while at >= 0:
+                if at % _SIZE == 0:
+                    found.append(self._location(bucket, at))
+                at = bucket.find(blob_id, at + 1)
+        return (place for place in found if place.blob.kind == kind)
+
+    def add(self, pack: Id, blobs: Iterable[Blob]) -> None:
+        """Take in the blobs of a pack; those known to be there already are passed over."""
+        with self._lock:
+            number = self._numbers.get(pack)
+            known = number is not None
+            if number is None:
+                number = self._numbers[pack] = len(self._packs)
+                self._packs.append(pack)
+            for kind, blob_id, offset, length, plain_length in blobs:
+                word = number | _IS_TREE if kind == "tree" else number
+                record = _RECORD.pack(blob_id, word, offset, length, plain_length)
+                bucket = self._bucket(blob_id)
+                if known and bucket.find(record) >= 0:
+                    continue
+                bucket += record
+                self._count += 1
+            if self._count > len(self._buckets) * _CROWDED:
+                self._spread()
+
+    def packs(self) -> tuple[Id, ...]:
+        """Every pack that is known."""
+        with self._lock:
+            return tuple(self._packs)
+
+    def has_pack(self, pack: Id) -> bool:
+        """Whether a pack is known."""
+        return pack in self._numbers
+
+    def __iter__(self) -> Iterator[Location]:
+        """Every place of every blob, in no particular order. Nothing may be added meanwhile."""
+        for bucket in self._buckets:
+            for at in range(0, len(bucket), _SIZE):
+                yield self._location(bucket, at)
+
+    def by_pack(self) -> dict[Id, list[Blob]]:
+        """The blobs of each pack, in their order in it. Takes several times the memory of the index."""
+        found: dict[Id, list[Blob]] = {pack: [] for pack in self._packs}
+        for pack, blob in self:
+            found[pack].append(blob)
+        for blobs in found.values():
+            blobs.sort(key=lambda blob: blob.offset)
+        return found
+
+    def memory(self) -> int:
+        """Bytes that the records and their buckets take."""
+        return sum(bucket.__sizeof__() for bucket in self._buckets) + self._buckets.__sizeof__()
+
+    def _bucket(self, blob_id: Id) -> bytearray:
+        return self._buckets[int.from_bytes(blob_id[:4], "big") >> (32 - self._bits)]
+
+    def _location(self, bucket: bytearray, at: int) -> Location:
+        blob_id, word, offset, length, plain_length = _RECORD.unpack_from(bucket, at)
+        kind: BlobKind = "tree" if word & _IS_TREE else "data"
+        return Location(self._packs[word & ~_IS_TREE], Blob(kind, blob_id, offset, length, plain_length))
+
+    def _spread(self) -> None:
+        self._bits += 1
+        spread: list[bytearray] = []
+        byte, bit = divmod(self._bits - 1, 8)
+        mask = 0x80 >> bit
+        for bucket in self._buckets:
+            halves = bytearray(), bytearray()
+            for at in range(0, len(bucket), _SIZE):
+                halves[bool(bucket[at + byte] & mask)].extend(bucket[at : at + _SIZE])
+            spread.extend(halves)
+        self._buckets = spread
+
+
+class _BlobJson(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    id: str
+    type: BlobKind
+    offset: int
+    length: int
+    uncompressed_length: int = 0
+
+
+class _PackJson(msgspec.Struct, frozen=True, gc=False):
+    id: str
+    blobs: list[_BlobJson]
+
+
+class _File(msgspec.Struct, frozen=True, omit_defaults=True):
+    packs: list[_PackJson]
+    supersedes: list[str] = []
+
+
+PackBlobs = tuple[Id, Sequence[Blob]]
+"""A pack and what is in it."""
+
+
+def encode(packs: Iterable[PackBlobs], supersedes: Iterable[Id] = ()) -> bytes:
+    """The JSON of an index file that names these packs and replaces those index files."""
+    return msgspec.json.encode(
+        _File(
+            [_PackJson(pack.hex(), [_encode(blob) for blob in blobs]) for pack, blobs in packs],
+            [i.hex() for i in supersedes],
+        )
+    )
+
+
+def decode(plain: Buffer) -> tuple[list[PackBlobs], tuple[Id, ...]]:
+    """What an index file names, and what it replaces. Raises ``Damaged``."""
+    try:
+        file = msgspec.json.decode(plain, type=_File)
+        packs: list[PackBlobs] = [(_id(pack.id), [_decode(blob) for blob in pack.blobs]) for pack in file.packs]
+        return packs, tuple(map(_id, file.supersedes))
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+        raise errors.Damaged(f"not an index: {error}") from error
+
+
+def _encode(blob: Blob) -> _BlobJson:
+    return _BlobJson(blob.id.hex(), blob.kind, blob.offset, blob.length, blob.plain_length)
+
+
+def _decode(blob: _BlobJson) -> Blob:
+    if not (0 <= blob.offset <= _MOST and OVERHEAD <= blob.length <= _MOST and 0 <= blob.uncompressed_length <= _MOST):
+        raise ValueError("impossible offset or length")
+    return Blob(blob.type, _id(blob.id), blob.offset, blob.length, blob.uncompressed_length)
+
+
+def _id(text: str) -> Id:
+    found = bytes.fromhex(text)
+    if len(text) != 64 or len(found) != 32:
+        raise ValueError("an id is not 64 hex digits")
+    return found

@@ -1,0 +1,167 @@
+"""A backup out of a repository, as the restore reads it: every blob's hash is checked before its bytes are used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import BinaryIO, Final
+from urllib.parse import unquote
+
+from cosmos_coherence import errors, manifests
+from cosmos_coherence.model import Entry, EntryKind, Manifest, PartFile, Seen
+from cosmos_coherence.parts import stream_steps, tree_steps
+from cosmos_coherence.repository import gotext, layout
+from cosmos_coherence.repository.blob import Id
+from cosmos_coherence.repository.crypto import Buffer
+from cosmos_coherence.repository.joined import joined
+from cosmos_coherence.repository.repository import Repository
+from cosmos_coherence.repository.snapshots import Listed
+from cosmos_coherence.repository.trees import Node
+
+_KINDS: Final[Mapping[str, EntryKind]] = {
+    "file": "file", "dir": "dir", "symlink": "symlink", "fifo": "fifo", "chardev": "char", "dev": "block",
+}  # fmt: skip
+_EMPTY: Final = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+class RepositoryReader:
+    """A ``parts.BackupReader`` of one snapshot."""
+
+    def __init__(self, repository: Repository, listed: Listed, *, devices: bool = False) -> None:
+        """Device nodes in a tree are ``Hostile`` unless ``devices``."""
+        self._repository, self._listed, self._devices = repository, listed, devices
+        self._manifest: Manifest | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest. Raises ``Damaged``, ``Unsupported``."""
+        if self._manifest is None:
+            node = self._file((manifests.NAME,))
+            if node.size > manifests.LARGEST:
+                raise errors.Hostile(f"the manifest has {node.size} bytes, more than any real one")
+            found = manifests.decode(b"".join(self._blobs(node)))
+            if found.id != layout.backup_id(self._listed.snapshot):
+                raise errors.Damaged(f"snapshot {self._listed.id[:8]} holds the manifest of another backup")
+            self._manifest = found
+        return self._manifest
+
+    def names(self) -> tuple[str, ...]:
+        """All logical names, sorted."""
+        return tuple(sorted(self.logical(file) for part in self.manifest.parts for file in part.files))
+
+    def logical(self, file: PartFile) -> str:
+        """As ``parts.BackupReader`` says."""
+        return unquote(file.path, errors="surrogateescape")
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """The bytes of a stream. ``NotFound`` when the backup does not hold it, ``Damaged`` while reading."""
+        yield self._opened(self._file(stream_steps(name)))
+
+    def tree(self, name: str) -> Iterator[tuple[Entry, BinaryIO | None]]:
+        """As ``parts.PartReader`` says. ``NotFound``, and ``Damaged`` or ``Hostile`` at the entry that is."""
+        found = [(entry, node) for entry, node, _ in self.nodes(name)]
+        for stage in (("dir",), ("file",), ("hardlink", "symlink", "fifo", "char", "block")):
+            for entry, node in found:
+                if entry.kind not in stage:
+                    continue
+                if entry.kind in ("char", "block") and not self._devices:
+                    shown = ascii(entry.path.decode("utf-8", "surrogateescape"))[1:-1]
+                    raise errors.Hostile(f"{shown} in {name} is a device, which nobody asked for")
+                yield entry, self._opened(node) if entry.kind == "file" else None
+
+    def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
+        """As ``parts.BackupReader`` says; no content is read."""
+        return ((entry, sha256) for entry, _, sha256 in self.nodes(name))
+
+    def nodes(self, name: str) -> Iterator[tuple[Entry, Node, str]]:
+        """Every name of a tree, the root first and a folder before what it holds, with its node, and a file's SHA-256.
+
+        Of a hard-linked file the first name in byte order is a file, the others are links to it. Raises as ``tree``.
+        """
+        root = layout.find(self._repository, self._listed.snapshot.tree, tree_steps(name))
+        if root is None or root.type != "dir" or root.subtree is None:
+            raise errors.NotFound(f"backup {layout.backup_id(self._listed.snapshot)} holds no tree {name}")
+        sums = self._sums(name)
+        found = sorted(self._walk(b"", root))
+        first: dict[tuple[int, int], bytes] = {}
+        for path, node in found:
+            kind = _KINDS.get(node.type)
+            if kind is None:
+                continue  # sockets and the like are made by whoever uses them
+            target, sha256 = b"", ""
+            if kind == "file":
+                if node.links > 1 and node.inode:
+                    earlier = first.setdefault((node.device_id, node.inode), path)
+                    if earlier != path:
+                        kind, target = "hardlink", earlier
+                if kind == "file":
+                    content = node.content or []
+                    sha256 = content[0] if len(content) == 1 else sums.get(path, "") if content else _EMPTY
+            yield _entry(path, kind, node, target or (node.target if kind == "symlink" else b"")), node, sha256
+
+    def require_blobs(self) -> None:
+        """Raise ``Damaged`` unless everything that the snapshot names is in the index, in packs that are there."""
+        index, packs = self._repository.index, set[Id]()
+        waiting, seen = [bytes.fromhex(self._listed.snapshot.tree)], set[Id]()
+        while waiting:
+            tree = waiting.pop()
+            if tree in seen:
+                continue
+            seen.add(tree)
+            nodes = self._repository.load_tree(tree)
+            waiting += [bytes.fromhex(node.subtree) for node in nodes if node.subtree]
+            for blob in (blob for node in nodes for blob in node.blobs):
+                place = index.find("data", blob)
+                if place is None:
+                    raise errors.Damaged(f"blob {blob.hex()[:8]} was not stored")
+                packs.add(place.pack)
+        there = {stored.name for stored in self._repository.backend.list("data")}
+        if missing := [pack for pack in packs if pack.hex() not in there]:
+            raise errors.Damaged(f"{len(missing)} packs of the backup are not where they were stored")
+
+    def _walk(self, path: bytes, node: Node) -> Iterator[tuple[bytes, Node]]:
+        waiting = [(path, node)]
+        while waiting:
+            path, node = waiting.pop()
+            yield path, node
+            if node.type == "dir" and node.subtree:
+                prefix = path + b"/" if path else b""
+                for child in self._repository.load_tree(bytes.fromhex(node.subtree)):
+                    waiting.append((prefix + child.file_name, child))
+
+    def _sums(self, name: str) -> dict[bytes, str]:
+        node = layout.find(self._repository, self._listed.snapshot.tree, (layout.SUMS, *tree_steps(name)))
+        return {} if node is None else layout.decode_sums(b"".join(self._blobs(node)))
+
+    def _file(self, steps: tuple[str, ...]) -> Node:
+        node = layout.find(self._repository, self._listed.snapshot.tree, steps)
+        if node is None or node.type != "file":
+            raise errors.NotFound(f"backup {layout.backup_id(self._listed.snapshot)} holds no {'/'.join(steps)}")
+        return node
+
+    def _blobs(self, node: Node) -> Iterator[Buffer]:
+        return (self._repository.load_blob("data", blob) for blob in node.blobs)
+
+    def _opened(self, node: Node) -> BinaryIO:
+        return joined(self._blobs(node))
+
+
+def _entry(path: bytes, kind: EntryKind, node: Node, target: bytes) -> Entry:
+    seen = Seen(node.ctime_ns, node.device_id, node.inode, node.links)
+    if kind == "hardlink":
+        return Entry(path, kind, target=target, seen=seen)
+    return Entry(
+        path=path,
+        kind=kind,
+        mode=gotext.permissions(node.mode),
+        uid=node.uid,
+        gid=node.gid,
+        mtime_ns=node.mtime_ns,
+        size=node.size if kind == "file" else 0,
+        target=target,
+        xattrs=tuple((xattr.name, xattr.value or b"") for xattr in node.extended_attributes),
+        device=(os.major(node.device), os.minor(node.device)) if kind in ("char", "block") else (0, 0),
+        seen=seen,
+    )
