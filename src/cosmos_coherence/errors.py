@@ -213,8 +213,8 @@ class Interrupted(CosmosError):
 
 CATALOGUE: tuple[type[CosmosError], ...] = (
     CosmosError, UsageError, ConfigurationError, NotFound, Locked, Damaged, Hostile, Refused, NoRoom,
-    EngineUnavailable, EngineForbidden, BackendUnavailable, WrongPassword, ServiceDown, CommandFailed, AccessDenied, CutFailed, CaptureFailed,
-    RestoreFailed, NotEqual, Unsupported, Interrupted,
+    EngineUnavailable, EngineForbidden, BackendUnavailable, WrongPassword, ServiceDown, CommandFailed, AccessDenied,
+    CutFailed, CaptureFailed, RestoreFailed, NotEqual, Unsupported, Interrupted,
 )  # fmt: skip
 """Every class above, for the manual and for the test that no code is used twice."""
 

@@ -144,6 +144,18 @@ class Entry:
     device: tuple[int, int] = (0, 0)
     data: tuple[tuple[int, int], ...] | None = None
     """For a sparse file: its (offset, length) runs of data; None for a file without holes."""
+    seen: Seen | None = field(default=None, compare=False, repr=False)
+    """What the disk said of it beyond what can be restored; None where nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What tells whether a name has changed since it was read."""
+
+    ctime_ns: int
+    dev: int
+    ino: int
+    nlink: int
 
 
 # --------------------------------------------------------------------------------------------- the manifest

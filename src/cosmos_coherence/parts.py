@@ -8,9 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, Protocol
+from urllib.parse import quote
 
-from cosmos_coherence.model import Entry, PartFile
+from cosmos_coherence import errors
+from cosmos_coherence.model import Entry, Manifest, PartFile
+
+CONFIGS = "configs"
+"""The tree of the configuration files."""
+TREES = ("volumes", "files")
+"""Where every other tree has its name."""
+
+
+def stream_steps(name: str) -> tuple[str, ...]:
+    """The path under which a backup keeps the stream ``name``, step by step. ``Refused`` for one that no source gives.
+
+    Databases may have any name: odd characters are percent-encoded, a slash in the last step included.
+    """
+    steps = name.split("/", 2) if name.startswith("databases/") else name.split("/")
+    if steps[0] in (*TREES, CONFIGS) or any(step in ("", ".", "..") for step in steps):
+        raise errors.Refused(f"a backup cannot hold a stream named {name!r}")
+    return tuple(quote(step, safe="", errors="surrogateescape") for step in steps)
+
+
+def tree_steps(name: str) -> tuple[str, ...]:
+    """The path under which a backup keeps the tree ``name``, step by step. ``Refused`` for one that no source gives."""
+    if name == CONFIGS:
+        return (CONFIGS,)
+    kind, _, rest = name.partition("/")
+    if kind not in TREES or rest in ("", ".", ".."):
+        raise errors.Refused(f"a backup cannot hold a tree named {name!r}")
+    return kind, quote(rest, safe="", errors="surrogateescape")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A name as the last backup of the same tree has it, with what the disk said of it then (``entry.seen``)."""
+
+    entry: Entry
+    sha256: str = ""
+    """Of a regular file's content."""
 
 
 class TreeWriter(Protocol):
@@ -18,6 +57,11 @@ class TreeWriter(Protocol):
 
     Only the content of regular files is added; what the tree looks like at the instant is said once, by ``finish``.
     """
+
+    def known(self) -> Iterable[Known]:
+        """What the store holds from the last backup of this tree, as far as what was seen then proves that nothing was
+        written since. Those files count as added. No further name of a hard-linked file is among it."""
+        ...
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
         """Store a regular file and return the SHA-256 of its content (holes read as zeros), hex.
@@ -35,7 +79,7 @@ class TreeWriter(Protocol):
     def finish(self, entries: Iterable[Entry]) -> PartFile:
         """Write the final tree: every entry of it, in byte order of the paths, the root (``b""``) first.
 
-        A ``file`` entry not added before, or added and not named, is a fault of the caller (``AssertionError``).
+        A ``file`` entry neither added nor known, or added and not named, is a fault of the caller (``AssertionError``).
         Returns the file that holds the tree. Nothing may be added afterwards.
         """
         ...
@@ -70,6 +114,42 @@ class Sink(Protocol):
         ...
 
 
+class BackupWriter(Sink, Protocol):
+    """One backup while it is made: filled, packed, verified, then published. ``abort`` may come at any time."""
+
+    @property
+    def id(self) -> str:
+        """The backup's id, ``YYYYMMDD_HHMMSS``."""
+        ...
+
+    @property
+    def spool(self) -> Path:
+        """A private folder for what has to wait on disk; it goes with the writer."""
+        ...
+
+    @property
+    def stored(self) -> int:
+        """Bytes that this backup added to where backups lie; right after ``pack``."""
+        ...
+
+    def pack(self, manifest: Manifest) -> object:
+        """Store all that the manifest names, durably, where nobody sees it yet."""
+        ...
+
+    def verify(self) -> None:
+        """Look whether what was packed is there and whole. Raises ``Damaged``."""
+        ...
+
+    def publish(self) -> Path | str:
+        """Make the backup visible in one step, the last write, and say where it is."""
+        ...
+
+    def abort(self) -> None:
+        """Remove all that was not published, as far as nobody else may use it. May be called again, and after
+        ``publish``. Never raises."""
+        ...
+
+
 class PartReader(Protocol):
     """The parts of one backup, already proven to be what their checksums say."""
 
@@ -85,4 +165,21 @@ class PartReader(Protocol):
 
     def names(self) -> tuple[str, ...]:
         """All logical names, sorted."""
+        ...
+
+
+class BackupReader(PartReader, Protocol):
+    """One backup, opened for restoring."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest, verified."""
+        ...
+
+    def logical(self, file: PartFile) -> str:
+        """The logical name of a file that the manifest names."""
+        ...
+
+    def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
+        """The entries of a tree, each with the SHA-256 of a regular file's content. Errors as ``tree``."""
         ...

@@ -67,6 +67,8 @@ class BackupSettings(_Table):
     """``[backup]``: where archives lie and what the run may use of the machine."""
 
     directory: Path = Path("backups")
+    archive: bool = False
+    """Whether an archive is made as well when backups go to a repository."""
     workers: int = Field(default=2, ge=1, le=64)
     nice: int = Field(default=10, ge=0, le=19)
     idle_io: bool = True
@@ -74,8 +76,34 @@ class BackupSettings(_Table):
     """Bytes that must stay free on the disk of the archives."""
 
 
+class RepositorySettings(_Table):
+    """``[repository]``: where backups are kept deduplicated and encrypted. Without a URL, archives are all there is.
+
+    Secrets are named, not written: each is the first line of a file, or what a command prints.
+    """
+
+    url: str = ""
+    """A path, ``s3://bucket/prefix``, ``sftp://user@host/path``, ``rest:https://host/path``."""
+    password_file: Path | None = None
+    password_command: tuple[str, ...] = ()
+    s3_key_id: str = ""
+    s3_secret_file: Path | None = None
+    s3_endpoint: str = ""
+    """``https://host[:port]``; Amazon's own when empty."""
+    s3_region: str = "us-east-1"
+    sftp_key: Path | None = None
+    sftp_known_hosts: Path | None = None
+    rest_user: str = ""
+    rest_password_file: Path | None = None
+    ca: Path | None = None
+    """Certificates of an authority that the machine does not know."""
+    upload_limit: int | None = Field(default=None, gt=0)
+    download_limit: int | None = Field(default=None, gt=0)
+    """Bytes per second."""
+
+
 class RetentionSettings(_Table):
-    """``[retention]``: how long archives are kept."""
+    """``[retention]``: how long backups are kept."""
 
     keep_within: Duration = 7 * 86400.0
 
@@ -94,6 +122,7 @@ class Settings(_Table):
     source: tuple[SourceSettings, ...] = ()
     cut: CutSettings = CutSettings()
     backup: BackupSettings = BackupSettings()
+    repository: RepositorySettings = RepositorySettings()
     retention: RetentionSettings = RetentionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     image: str = "cosmos-coherence:latest"
@@ -105,6 +134,17 @@ class Settings(_Table):
 _PLAIN = {"COSMOS_IMAGE": ("image",), "DOCKER_HOST": ("docker_host",), "COSMOS_STATE_DIRECTORY": ("state_directory",),
           "COSMOS_PROJECT": ("stack", "project"), "COSMOS_RUNTIME": ("stack", "runtime"),
           "COMPOSE_PROJECT_NAME": ("stack", "project")}  # fmt: skip
+
+
+def repository_password(environ: Mapping[str, str] | None = None) -> str | None:
+    """``COSMOS_REPOSITORY_PASSWORD``; everywhere else a password lies in a file or is printed by a command."""
+    return (os.environ if environ is None else environ).get("COSMOS_REPOSITORY_PASSWORD")
+
+
+def ssh_agent(environ: Mapping[str, str] | None = None) -> Path | None:
+    """The socket of the user's SSH agent."""
+    found = (os.environ if environ is None else environ).get("SSH_AUTH_SOCK")
+    return Path(found) if found else None
 
 
 def environment() -> Mapping[str, str]:

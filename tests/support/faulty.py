@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from cosmos_coherence.archive import listing
 from cosmos_coherence.archive.reader import ArchiveReader
 from cosmos_coherence.drivers.docker import DockerRuntime
 from cosmos_coherence.drivers.local import LocalRuntime
-from cosmos_coherence.flow import backup, events, recover, restore
-from cosmos_coherence.settings import Settings, StackSettings
+from cosmos_coherence.flow import backup, events, recover, restore, store
+from cosmos_coherence.parts import BackupReader
+from cosmos_coherence.settings import Settings, load
 from cosmos_coherence.storage import local
 from support.program import SOURCE
 
@@ -43,7 +45,7 @@ class FaultyStack:
     @property
     def settings(self) -> Settings:
         kind = "docker" if self.docker_host else "process"
-        return Settings(stack=StackSettings(project=self.project, runtime=kind, directory=self.folder))
+        return load(self.folder, environ={}, stack__project=self.project, stack__runtime=kind)
 
     @property
     def backups(self) -> Path:
@@ -54,13 +56,23 @@ class FaultyStack:
         return backup.backup(self.runtime, self.settings, plan, self._story("backup", step, emit))
 
     def restore(self, archive: Path, step: events.Step = events.no_step, emit=events.silent) -> events.Report:
-        with (
-            local.spool(self.backups, recover.RESTORE_SPOOL) as spool,
-            ArchiveReader.open_archive(archive, spool) as reader,
-        ):
+        with self.opened(archive) as reader:
             plan = restore.plan_restore(self.runtime, reader.manifest)
             story = self._story("restore", step, emit)
             return restore.restore(self.runtime, self.settings, plan, reader, story, backups=self.backups)
+
+    @contextmanager
+    def opened(self, backup: Path) -> Iterator[BackupReader]:
+        """The archive of that path; with a repository, the backup of that id."""
+        if store.configured(self.settings):
+            with store.open_backup(self.settings, str(backup), project=self.project) as reader:
+                yield reader
+            return
+        with (
+            local.spool(self.backups, recover.RESTORE_SPOOL) as spool,
+            ArchiveReader.open_archive(backup, spool) as archive,
+        ):
+            yield archive
 
     def recover(self) -> events.Report:
         return recover.recover(self.runtime, self._story("recover"), backups=self.backups)
@@ -101,6 +113,8 @@ class FaultyStack:
 
     def published(self) -> list[str]:
         """The backups that are no safety backups, oldest first."""
+        if store.configured(self.settings):
+            return [k.id for k in store.kept(store.open_repository(self.settings), self.project) if not k.safety]
         return [a.id for a in listing.list_archives(self.backups) if not a.safety]
 
     def files_left(self) -> list[str]:

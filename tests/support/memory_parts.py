@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from cosmos_coherence import errors
 from cosmos_coherence.model import Entry, PartFile
+from cosmos_coherence.parts import Known
 
 Tree = dict[bytes, tuple[Entry, bytes]]
 """Each path with its entry and its stored bytes: of a sparse file the runs of data one after another."""
@@ -86,6 +87,9 @@ class MemoryTree:
         """Path -> size, runs and stored bytes."""
         self.added: list[bytes] = []
         """Every ``add``, in order, for tests that count."""
+
+    def known(self) -> tuple[Known, ...]:
+        return ()
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
         assert entry.kind == "file"

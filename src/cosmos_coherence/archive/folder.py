@@ -12,6 +12,7 @@ from cosmos_coherence.archive import names, sums
 from cosmos_coherence.archive.gzipped import MEMBER
 from cosmos_coherence.archive.stored import StoredFile, sha256
 from cosmos_coherence.model import Entry, PartFile
+from cosmos_coherence.parts import CONFIGS, Known
 
 _ORDER = {"dir": 0, "file": 1, "symlink": 2}
 
@@ -33,6 +34,10 @@ class FolderWriter:
         self._spool, self._done = spool, done
         self._files: dict[bytes, FolderFile] = {}
         self._count = 0
+
+    def known(self) -> tuple[Known, ...]:
+        """Nothing: an archive stands alone."""
+        return ()
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
         """As ``parts.TreeWriter`` says. ``CaptureFailed`` when the content cannot be read."""
@@ -78,4 +83,4 @@ def part_file(folder: Iterable[FolderFile]) -> PartFile:
     files = [file for file in folder if file.entry.kind == "file"]
     listed = sums.encode({file.entry.path: file.sha256 for file in files})
     size = sum(file.entry.size for file in files)
-    return PartFile(names.CONFIGS, size, sha256(listed), size)
+    return PartFile(CONFIGS, size, sha256(listed), size)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cosmos_coherence import errors
-from cosmos_coherence.archive import manifest as manifests
+from cosmos_coherence import errors, manifests
+from cosmos_coherence.archive.manifest import read_manifest
 from cosmos_coherence.archive.names import LATEST, SAFETY_PREFIX, SPOOL_PREFIX
 from cosmos_coherence.model import Manifest
 from cosmos_coherence.storage import local
@@ -32,6 +32,11 @@ class ArchiveInfo:
     def safety(self) -> bool:
         """Made by a restore before it overwrote anything."""
         return self.manifest.safety
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is missing."""
+        return self.manifest.complete
 
     @property
     def made_s(self) -> float:
@@ -108,7 +113,7 @@ def _info(path: Path) -> ArchiveInfo | None:
         with local.translated(f"reading {path}"):
             size = path.stat().st_size
             beside = path.with_name(f"{name}.json").read_bytes() if path.with_name(f"{name}.json").is_file() else b""
-        manifest = _decoded(beside) or manifests.read_manifest(path)
+        manifest = _decoded(beside) or read_manifest(path)
     except errors.CosmosError:
         return None
     if name != (SAFETY_PREFIX if manifest.safety else "") + manifest.id:

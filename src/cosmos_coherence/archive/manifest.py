@@ -1,52 +1,16 @@
-"""``manifest.json``: everything about one backup, as text that people and programs read."""
+"""The beginning of an archive: its manifest, and the checksums of all that follows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
-from cosmos_coherence import errors
+from cosmos_coherence import errors, manifests
 from cosmos_coherence.archive import names, sums, tarformat
 from cosmos_coherence.archive.gzipped import Gunzip, Slice
 from cosmos_coherence.archive.stored import sha256
 from cosmos_coherence.model import Entry, Manifest
 from cosmos_coherence.storage import local
-
-NAME = "manifest.json"
-FORMAT = 1
-LARGEST = 64 * 1024 * 1024
-"""Bytes of JSON above which nothing is parsed."""
-
-
-class _Versioned(msgspec.Struct):
-    format: int
-
-
-def encode(manifest: Manifest) -> bytes:
-    """The manifest as indented JSON with a final newline."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-
-
-def decode(data: bytes) -> Manifest:
-    """Read a manifest. ``Damaged`` when it is none, ``Unsupported`` when a newer version of this program wrote it."""
-    if len(data) > LARGEST:
-        raise errors.Damaged(f"the manifest has {len(data)} bytes, more than any real one")
-    try:
-        found = msgspec.json.decode(data, type=_Versioned).format
-        if found <= FORMAT:
-            manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise errors.Damaged(f"the manifest cannot be read: {error}") from error
-    if found > FORMAT:
-        raise errors.Unsupported(
-            f"the backup has format {found}, this version reads up to {FORMAT}",
-            remedy="Restore it with the newer version of cosmos that made it.",
-        )
-    if found < 1:
-        raise errors.Damaged(f"the manifest names format {found}, which never existed")
-    return manifest
 
 
 def read_manifest(file: Path) -> Manifest:
@@ -70,7 +34,7 @@ def beginning(file: Path, members: Iterator[tuple[Entry, Slice | None]]) -> tupl
         if folder.kind != "dir" or not folder.path:
             raise errors.Damaged("it does not begin with a folder of its own")
         entry, content = next(members)
-        if content is None or entry.path != folder.path + b"/" + NAME.encode():
+        if content is None or entry.path != folder.path + b"/" + manifests.NAME.encode():
             raise errors.Damaged("it does not begin with a manifest")
     except (errors.Damaged, StopIteration) as error:
         kind = type(error) if isinstance(error, errors.Damaged) else errors.Damaged
@@ -80,15 +44,15 @@ def beginning(file: Path, members: Iterator[tuple[Entry, Slice | None]]) -> tupl
     if content is None or entry.path != folder.path + b"/" + sums.NAME.encode():
         raise errors.Damaged(f"{file} has no checksums behind its manifest")
     listed = sums.decode(_read(entry, content))
-    if listed.get(NAME.encode()) != sha256(text):
+    if listed.get(manifests.NAME.encode()) != sha256(text):
         raise errors.Damaged(f"the manifest of {file} does not match its checksum")
-    manifest = decode(text)
+    manifest = manifests.decode(text)
     if folder.path != manifest.id.encode("utf-8", "replace"):
         raise errors.Damaged(f"{file} holds the manifest of another backup")
     return manifest, listed
 
 
 def _read(entry: Entry, content: Slice) -> bytes:
-    if entry.size > LARGEST or entry.data is not None:
+    if entry.size > manifests.LARGEST or entry.data is not None:
         raise errors.Hostile(f"{names.shown(entry.path)} has {entry.size} bytes, more than any real one")
     return content.read()

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from cosmos_coherence import errors
+from cosmos_coherence.parts import CONFIGS, TREES, stream_steps, tree_steps
 
 LATEST = "latest.tar.gz"
 SAFETY_PREFIX = "safety-"
 SPOOL_PREFIX = ".spool-"
-CONFIGS = "configs"
-"""The tree whose files lie in the archive as they are."""
 AOF_BASE = "appendonly.aof.1.base.rdb"
 AOF_MANIFEST = f"file {AOF_BASE} seq 1 type b\n".encode()
-_TREES = ("volumes", "files")
 _LONGEST_PATH = 32 * 1024
 
 
 def stream_file(name: str) -> str:
-    """Where an archive keeps the stream ``name``. ``Refused`` for a name that no source gives.
-
-    Databases may have any name: odd characters are percent-encoded, a slash in the last step included.
-    """
-    steps = name.split("/", 2) if name.startswith("databases/") else name.split("/")
-    if steps[0] in (*_TREES, CONFIGS) or any(step in ("", ".", "..") for step in steps):
-        raise errors.Refused(f"a backup cannot hold a stream named {name!r}")
-    path = "/".join(quote(step, safe="", errors="surrogateescape") for step in steps)
-    return path if steps[0] == "redis" else path + ".gz"
+    """Where an archive keeps the stream ``name``. ``Refused`` for a name that no source gives."""
+    path = "/".join(stream_steps(name))
+    return path if path.startswith("redis/") else path + ".gz"
 
 
 def tree_file(name: str) -> str:
     """Where an archive keeps the tree ``name``. ``Refused`` for a name that no source gives."""
-    if name == CONFIGS:
-        return CONFIGS
-    kind, _, rest = name.partition("/")
-    if kind not in _TREES or rest in ("", ".", ".."):
-        raise errors.Refused(f"a backup cannot hold a tree named {name!r}")
-    return f"{kind}/{quote(rest, safe='', errors='surrogateescape')}.tar.gz"
+    steps = tree_steps(name)
+    return CONFIGS if steps == (CONFIGS,) else "/".join(steps) + ".tar.gz"
 
 
 def is_redis_dump(path: str) -> bool:
@@ -56,7 +44,7 @@ def aof_manifest(dump: str) -> str:
 
 def is_tree(path: str) -> bool:
     """Whether the stored file is a tree, not a stream."""
-    return path == CONFIGS or path.startswith(tuple(f"{kind}/" for kind in _TREES))
+    return path == CONFIGS or path.startswith(tuple(f"{kind}/" for kind in TREES))
 
 
 def logical(path: str) -> str:

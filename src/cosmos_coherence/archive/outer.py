@@ -9,11 +9,12 @@ from types import TracebackType
 from typing import Self
 
 from cosmos_coherence import errors
-from cosmos_coherence.archive import names, tarformat
+from cosmos_coherence.archive import tarformat
 from cosmos_coherence.archive.folder import FolderFile
 from cosmos_coherence.archive.gzipped import MEMBER, StoredGzip
 from cosmos_coherence.archive.stored import Stored
 from cosmos_coherence.model import Entry
+from cosmos_coherence.parts import CONFIGS
 from cosmos_coherence.storage import local
 
 
@@ -57,7 +58,7 @@ class OuterTar:
 
     def folder_file(self, file: FolderFile) -> None:
         """One name of the configuration, with its own metadata."""
-        path = b"/".join(step for step in (self._root, names.CONFIGS.encode(), file.entry.path) if step)
+        path = b"/".join(step for step in (self._root, CONFIGS.encode(), file.entry.path) if step)
         entry = replace(file.entry, path=path)
         self._head(entry)
         if entry.kind == "dir":

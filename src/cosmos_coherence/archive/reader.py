@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from cosmos_coherence.archive import names, tarformat
 from cosmos_coherence.archive.gzipped import Gunzip, Slice
 from cosmos_coherence.archive.unpack import Unpacked, unpack
 from cosmos_coherence.model import Entry, Manifest, PartFile
+from cosmos_coherence.parts import CONFIGS
 from cosmos_coherence.storage import local
 
 _ORDER = {"dir": 0, "file": 1}
+_PIECE = 1 << 20
 
 
 class ArchiveReader:
@@ -49,10 +52,14 @@ class ArchiveReader:
         """The manifest, verified."""
         return self._unpacked.manifest
 
+    def logical(self, file: PartFile) -> str:
+        """As ``parts.BackupReader`` says."""
+        return names.logical(file.path)
+
     def names(self) -> tuple[str, ...]:
         """All logical names, sorted."""
         held = [names.logical(path) for path in self._unpacked.parts]
-        return tuple(sorted([*held, names.CONFIGS] if self._unpacked.folder else held))
+        return tuple(sorted([*held, CONFIGS] if self._unpacked.folder else held))
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -68,7 +75,7 @@ class ArchiveReader:
     def tree(self, name: str) -> Iterator[tuple[Entry, BinaryIO | None]]:
         """As ``parts.PartReader`` says. ``NotFound``, and ``Damaged`` or ``Hostile`` at the entry that is."""
         stored = names.tree_file(name)
-        if stored == names.CONFIGS:
+        if stored == CONFIGS:
             yield from self._configs()
             return
         file, path = self._find(stored, name)
@@ -85,6 +92,11 @@ class ArchiveReader:
                 yield entry, cast(BinaryIO | None, content)
             if stream.total != file.plain_size:
                 raise errors.Damaged(f"{name} unpacks to {stream.total} bytes, declared are {file.plain_size}")
+
+    def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
+        """As ``parts.BackupReader`` says; everything is read."""
+        for entry, content in self.tree(name):
+            yield entry, "" if content is None else _digest(entry, content)
 
     def close(self) -> None:
         """Remove the spool. May be called again."""
@@ -105,13 +117,27 @@ class ArchiveReader:
 
     def _configs(self) -> Iterator[tuple[Entry, BinaryIO | None]]:
         if not self._unpacked.folder:
-            raise errors.NotFound(f"backup {self.manifest.id} holds no {names.CONFIGS}")
+            raise errors.NotFound(f"backup {self.manifest.id} holds no {CONFIGS}")
         for file in sorted(self._unpacked.folder, key=lambda file: _ORDER.get(file.entry.kind, 2)):
             if file.path is None:
                 yield file.entry, None
             else:
                 with file.path.open("rb") as content:
                     yield file.entry, content
+
+
+def _digest(entry: Entry, content: BinaryIO) -> str:
+    """SHA-256 of a file's content, its holes read as zeros."""
+    digest, at = hashlib.sha256(), 0
+    for offset, length in ((0, entry.size),) if entry.data is None else (*entry.data, (entry.size, 0)):
+        for gap in range(at, offset, _PIECE):
+            digest.update(bytes(min(_PIECE, offset - gap)))
+        at = offset + length
+        left = length
+        while left and (piece := content.read(min(_PIECE, left))):
+            digest.update(piece)
+            left -= len(piece)
+    return digest.hexdigest()
 
 
 class _Whole(Slice):

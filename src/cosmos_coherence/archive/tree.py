@@ -26,6 +26,7 @@ from cosmos_coherence.archive import gzipped, names, tarformat
 from cosmos_coherence.archive.gzipped import MEMBER
 from cosmos_coherence.archive.stored import Stored
 from cosmos_coherence.model import Entry, PartFile
+from cosmos_coherence.parts import Known
 from cosmos_coherence.storage import local
 
 _ZEROS = bytes(MEMBER)
@@ -68,6 +69,10 @@ class TarGzWriter:
         """In the order of the spool: a file that comes again goes to the end."""
         self._segment = _Segment()
         self._buffer = bytearray()
+
+    def known(self) -> tuple[Known, ...]:
+        """Nothing: an archive stands alone."""
+        return ()
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
         """As ``parts.TreeWriter`` says. ``CaptureFailed`` when the content cannot be read, ``NoRoom`` when full."""

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cosmos_coherence import errors
-from cosmos_coherence.archive import manifest as manifests
+from cosmos_coherence import errors, manifests
 from cosmos_coherence.archive import names, sums, tarformat
 from cosmos_coherence.archive.folder import FolderFile, part_file
 from cosmos_coherence.archive.gzipped import MEMBER, Gunzip, Slice
+from cosmos_coherence.archive.manifest import beginning
 from cosmos_coherence.archive.stored import StoredFile, sha256
 from cosmos_coherence.model import Entry, Manifest, PartFile
+from cosmos_coherence.parts import CONFIGS
 from cosmos_coherence.storage import local
 
 _MOST_MEMBERS = 100_000
@@ -51,7 +52,7 @@ def unpack(file: Path, spool: Path | None = None, *, limit_bytes: int | None = N
     with raw:
         try:
             members = tarformat.members(Gunzip(raw))
-            manifest, listed = manifests.beginning(file, members)
+            manifest, listed = beginning(file, members)
             declared = _declared(manifest)
             _require_room(sum(part.size for part in declared.values()), spool, limit_bytes)
             return _Unpacker(manifest, declared, listed, spool).run(members)
@@ -88,7 +89,7 @@ class _Unpacker:
         self._found = {manifests.NAME.encode(): listed[manifests.NAME.encode()]}
         self._parts: dict[str, tuple[PartFile, Path | None]] = {}
         self._folder: list[FolderFile] = []
-        self._folder_left = declared[names.CONFIGS].size if names.CONFIGS in declared else 0
+        self._folder_left = declared[CONFIGS].size if CONFIGS in declared else 0
         self._count = 0
 
     def run(self, members: Iterator[tuple[Entry, Slice | None]]) -> Unpacked:
@@ -103,7 +104,7 @@ class _Unpacker:
         return Unpacked(self._manifest, self._parts, tuple(self._folder))
 
     def _take(self, entry: Entry, content: Slice | None) -> None:
-        configs = names.CONFIGS.encode()
+        configs = CONFIGS.encode()
         if entry.path == configs or entry.path.startswith(configs + b"/"):
             self._take_configs(replace(entry, path=entry.path[len(configs) + 1 :]), content)
         elif entry.kind == "hardlink":
@@ -114,11 +115,7 @@ class _Unpacker:
             raise errors.Hostile(f"the archive holds {names.shown(entry.path)}, a {entry.kind} where only files belong")
 
     def _take_configs(self, entry: Entry, content: Slice | None) -> None:
-        if (
-            names.CONFIGS not in self._declared
-            or entry.kind not in ("dir", "file", "symlink")
-            or entry.data is not None
-        ):
+        if CONFIGS not in self._declared or entry.kind not in ("dir", "file", "symlink") or entry.data is not None:
             raise errors.Hostile(f"the archive holds configs/{names.shown(entry.path)}, which nobody asked for")
         if content is None:
             self._folder.append(FolderFile(entry))
@@ -155,11 +152,11 @@ class _Unpacker:
         self._found[entry.path] = sha256(content.read())
 
     def _compare(self) -> None:
-        missing = self._declared.keys() - self._parts.keys() - {names.CONFIGS}
+        missing = self._declared.keys() - self._parts.keys() - {CONFIGS}
         if missing:
             raise errors.Damaged(f"the archive does not hold {min(missing)}, which its manifest names")
-        if names.CONFIGS in self._declared:
-            found, declared = part_file(self._folder), self._declared[names.CONFIGS]
+        if CONFIGS in self._declared:
+            found, declared = part_file(self._folder), self._declared[CONFIGS]
             if (found.size, found.sha256) != (declared.size, declared.sha256):
                 raise errors.Damaged("the configuration does not match its checksum")
         if self._listed != self._found:

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, manifests
 from cosmos_coherence.archive import gzipped, names, readme, sums
-from cosmos_coherence.archive import manifest as manifests
 from cosmos_coherence.archive.folder import FolderFile, FolderWriter
 from cosmos_coherence.archive.outer import OuterTar
 from cosmos_coherence.archive.stored import Stored, StoredFile, sha256
 from cosmos_coherence.archive.tree import TarGzWriter
+from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.model import Manifest, PartFile
-from cosmos_coherence.parts import Stream, TreeWriter
+from cosmos_coherence.parts import CONFIGS, Stream, TreeWriter
 from cosmos_coherence.storage import local
 
 
@@ -29,7 +29,7 @@ class _Packed:
 
     temporary: Path
     final: Path
-    manifest: bytes
+    manifest: Manifest
     latest: bool
     """Whether it becomes the latest."""
 
@@ -70,6 +70,7 @@ class ArchiveWriter:
         self.spool = spool_of(directory, backup_id)
         self._directory, self._ahead = directory, 2 * workers
         self._stored: dict[str, Stored] = {}
+        self.stored = 0
         self._folder: tuple[FolderFile, ...] = ()
         self._trees: list[TarGzWriter] = []
         self._unpublished: list[Path] = []
@@ -105,7 +106,7 @@ class ArchiveWriter:
         """As ``parts.Sink`` says."""
         stored = names.tree_file(name)
         path = self._place(stored)
-        if stored == names.CONFIGS:
+        if stored == CONFIGS:
             local.make_private(path)
             return FolderWriter(path, self._keep_folder)
         tree = TarGzWriter(path, stored, self._pool, self._ahead, self._keep)
@@ -124,12 +125,17 @@ class ArchiveWriter:
         if final.exists():
             raise errors.Refused(f"{final} exists already", remedy="Run the command again.")
         temporary = self._directory / f".{name}.tar.gz.tmp"
-        text = manifests.encode(manifest)
         self._unpublished.append(temporary)
         with OuterTar(temporary, self.id.encode(), _mtime_ns(self.id)) as outer:
-            self._write(outer, manifest, text)
-        self._packed = _Packed(temporary, final, text, latest=not manifest.safety)
+            self._write(outer, manifest, manifests.encode(manifest))
+        self._packed = _Packed(temporary, final, manifest, latest=not manifest.safety)
+        self.stored = temporary.stat().st_size
         return temporary
+
+    def verify(self) -> None:
+        """Read the packed archive back to its end. Raises what ``verify_archive`` raises."""
+        assert self._packed is not None, "nothing is packed"
+        verify_archive(self._packed.temporary, self._packed.manifest)
 
     def publish(self) -> Path:
         """Give the packed archive its name, durable and in one step, and return it.
@@ -141,7 +147,7 @@ class ArchiveWriter:
         final = self._packed.final
         beside = final.with_name(f"{final.name.removesuffix('.tar.gz')}.json")
         self._unpublished.append(beside)
-        local.write_atomically(beside, self._packed.manifest)
+        local.write_atomically(beside, manifests.encode(self._packed.manifest))
         local.publish(self._packed.temporary, final)
         self._unpublished.clear()
         if self._packed.latest:
@@ -179,7 +185,7 @@ class ArchiveWriter:
 
     def _write(self, outer: OuterTar, manifest: Manifest, text: bytes) -> None:
         parts = {file.path: file for part in manifest.parts for file in part.files}
-        folder = self._folder if parts.pop(names.CONFIGS, None) else ()
+        folder = self._folder if parts.pop(CONFIGS, None) else ()
         for path, file in parts.items():
             assert path in self._stored and self._stored[path].file == file, f"{path} is not what was stored"
         ours = {"README.txt": readme.text(manifest).encode("utf-8", "backslashreplace")}

@@ -9,7 +9,7 @@ import typer
 
 from cosmos_coherence.cli import beside, context, render
 from cosmos_coherence.flow import backup as flow
-from cosmos_coherence.flow import events, retention
+from cosmos_coherence.flow import events, retention, upkeep
 from cosmos_coherence.flow import recover as recovering
 
 
@@ -20,7 +20,8 @@ def backup(*, archive: Path | None, only: tuple[str, ...], tags: tuple[str, ...]
     directory = archive.resolve() if archive else context.backups(settings)
     if (status := beside.volumes(runtime, settings, paths=(directory,))) is not None:
         return status
-    plan = flow.plan_backup(runtime, settings, only=only, directory=directory, tags=tags)
+    wanted = True if archive else None
+    plan = flow.plan_backup(runtime, settings, only=only, directory=directory, archive=wanted, tags=tags)
     emit = render.progress(json_wanted=as_json)
     story = events.Story(verb="backup", run=flow.new_run(), project=plan.stack.project, emit=emit)
     return render.report(flow.backup(runtime, settings, plan, story), json_wanted=as_json)
@@ -37,18 +38,25 @@ def recover(*, as_json: bool) -> int:
     return render.report(recovering.recover(runtime, story, backups=context.backups(settings)), json_wanted=as_json)
 
 
-def forget(*, dry_run: bool, as_json: bool) -> int:
+def forget(*, dry_run: bool, prune: bool, keep_within: str | None, as_json: bool) -> int:
     """Retention by itself; the exit status."""
-    settings = context.settings()
-    directory, keep = context.backups(settings), settings.retention.keep_within
-    plan = retention.plan(directory, keep_within_s=keep, now_s=time.time())
-    gone = tuple(a.id for a in plan.remove)
+    settings = context.settings(keep_within=keep_within)
+    directory, project = context.backups(settings), context.project(settings)
+    plan = retention.plan(settings, directory, project=project, now_s=time.time())
+    gone = plan.remove
     if not dry_run:
-        gone = retention.apply(directory, keep_within_s=keep, now_s=time.time())
+        gone = retention.apply(settings, directory, project=project, now_s=time.time())
+    pruned = upkeep.prune(settings, dry_run=dry_run) if prune else None
     if as_json:
-        render.as_json({"keep": [a.id for a in plan.keep], "remove": gone, "dry_run": dry_run})
+        render.as_json({"keep": plan.keep, "remove": gone, "dry_run": dry_run, "pruned": pruned})
         return 0
     for name in gone:
         typer.echo(f"{'would remove' if dry_run else 'removed'} {name}")
     typer.echo(f"{len(plan.keep)} kept")
+    if pruned:
+        typer.echo(
+            f"{'would free' if dry_run else 'freed'} {render.size(pruned.freed)} "
+            f"({pruned.removed_packs} packs removed, {pruned.repacked_packs} written anew); "
+            f"{render.size(pruned.kept)} stay, of which {render.size(pruned.unused)} are not needed"
+        )
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +12,8 @@ from cosmos_coherence import errors
 
 if TYPE_CHECKING:
     from cosmos_coherence.drivers.runtime import Runtime
+    from cosmos_coherence.model import Manifest
+    from cosmos_coherence.parts import BackupReader
     from cosmos_coherence.settings import Settings
 
 
@@ -29,7 +33,7 @@ given = Given()
 """Those of this call; set once by the parser."""
 
 
-def settings() -> Settings:
+def settings(*, keep_within: str | None = None) -> Settings:
     """The settings of this call; without one, a folder with a ``stack.json`` is a stack of plain processes."""
     from cosmos_coherence import settings as declaration
 
@@ -43,6 +47,7 @@ def settings() -> Settings:
         stack__project=given.project,
         docker_host=given.docker_host,
         stack__runtime=runtime,
+        retention__keep_within=keep_within,
     )
 
 
@@ -67,13 +72,60 @@ def runtime(found: Settings, *, files: tuple[Path, ...] | None = None, project: 
     )
 
 
+def project(found: Settings) -> str | None:
+    """The project of this folder; None where nothing here says which it is, as on a host that lost everything."""
+    folder = found.stack.directory
+    if found.stack.project:
+        return found.stack.project
+    if found.stack.runtime == "process":
+        from cosmos_coherence.drivers import stackfile
+
+        return stackfile.read(folder).project
+    from cosmos_coherence.drivers import compose
+
+    chosen = tuple((folder / f).resolve() for f in given.files) or compose.files_of(folder)
+    return compose.project_of(folder, chosen) if chosen else None
+
+
 def backups(found: Settings) -> Path:
     """The folder of the archives."""
     return found.stack.directory / found.backup.directory
 
 
-def archive(name: str, found: Settings) -> Path:
-    """The archive of that name: ``latest``, an id, a file name or a path. ``NotFound`` when there is none."""
+def archive(name: str, found: Settings) -> Path | None:
+    """The archive of that name: a file name or a path; ``latest`` or an id where there is no repository.
+
+    None when it is to be looked for in the repository; ``NotFound`` when there is neither.
+    """
     from cosmos_coherence.archive.listing import find_archive
 
+    if found.repository.url and not name.endswith(".tar.gz"):
+        return None
     return find_archive(name, (Path.cwd(), backups(found)))
+
+
+def manifest(name: str, found: Settings) -> Manifest:
+    """What the backup of that name says of itself. ``NotFound``, ``Damaged`` and the repository's errors."""
+    from cosmos_coherence.archive.manifest import read_manifest
+    from cosmos_coherence.flow import store
+
+    if (file := archive(name, found)) is not None:
+        return read_manifest(file)
+    repository = store.open_repository(found)
+    return store.manifest_of(repository, store.find(repository, name, project(found)))
+
+
+@contextmanager
+def opened(name: str, found: Settings) -> Iterator[BackupReader]:
+    """The backup of that name, opened for restoring. An archive is unpacked beside the others, and proven first."""
+    from cosmos_coherence.archive.reader import ArchiveReader
+    from cosmos_coherence.flow import store
+    from cosmos_coherence.flow.recover import RESTORE_SPOOL
+    from cosmos_coherence.storage import local
+
+    if (file := archive(name, found)) is None:
+        with store.open_backup(found, name, project=project(found)) as reader:
+            yield reader
+        return
+    with local.spool(backups(found), RESTORE_SPOOL) as spool, ArchiveReader.open_archive(file, spool) as reader:
+        yield reader

@@ -6,14 +6,14 @@ import typer
 
 from cosmos_coherence import errors
 from cosmos_coherence.archive import listing
-from cosmos_coherence.archive.manifest import read_manifest
 from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.cli import beside, context, render
 from cosmos_coherence.flow import doctor as examining
-from cosmos_coherence.flow import events
+from cosmos_coherence.flow import events, inventory, upkeep
 from cosmos_coherence.flow import health as checking
 from cosmos_coherence.flow.survey import survey
 from cosmos_coherence.health.checks import Health
+from cosmos_coherence.settings import Settings
 
 
 def status(*, as_json: bool) -> int:
@@ -25,7 +25,10 @@ def status(*, as_json: bool) -> int:
     stack = runtime.stack()
     backups = context.backups(settings)
     coverage = survey(stack, settings, backups=backups)
-    last = next((a for a in reversed(listing.list_archives(backups)) if not a.safety), None)
+    try:
+        last, unknown = inventory.newest(settings, backups, project=stack.project), ""
+    except errors.CosmosError as error:  # what the stack is can be said all the same
+        last, unknown = None, error.message
     if as_json:
         render.as_json({"stack": stack, "coverage": coverage, "last_backup": last.manifest if last else None})
         return 0
@@ -50,16 +53,17 @@ def status(*, as_json: bool) -> int:
         typer.echo(f"NOT covered: written outside of every mount in {container}: {shown}")
     for hint in coverage.hints:
         typer.echo(f"hint: {hint}")
-    typer.echo(f"last backup: {_age(last)}")
+    known = f"{last.summary}, last proof: never" if last else "never"
+    typer.echo(f"last backup: {f'unknown, {unknown}' if unknown else known}")
     return 0
 
 
 def list_backups(*, as_json: bool) -> int:
-    """The archives, oldest first."""
+    """The backups, oldest first: those in the repository and the archives."""
     settings = context.settings()
-    found = listing.list_archives(context.backups(settings))
+    found = inventory.backups(settings, context.backups(settings), project=context.project(settings))
     if as_json:
-        render.as_json([a.manifest for a in found])
+        render.as_json([each.manifest for each in found])
         return 0
     for path in listing.unreadable(context.backups(settings)):
         typer.echo(f"{path.name}: damaged, its manifest cannot be read", err=True)
@@ -68,23 +72,23 @@ def list_backups(*, as_json: bool) -> int:
         return 0
     rows = [
         (
-            a.path.name,
-            a.manifest.instant,
-            a.manifest.project,
-            render.size(a.size),
-            f"{a.manifest.pause_ms:.1f} ms",
-            "safety" if a.safety else "complete" if a.manifest.complete else "incomplete",
+            each.name,
+            each.manifest.instant,
+            each.manifest.project,
+            render.size(each.size),
+            f"{each.manifest.pause_ms:.1f} ms",
+            "safety" if each.manifest.safety else "complete" if each.manifest.complete else "incomplete",
         )
-        for a in found
+        for each in found
     ]
-    render.table(("FILE", "INSTANT", "PROJECT", "SIZE", "PAUSE", "STATE"), rows)
+    render.table(("NAME", "INSTANT", "PROJECT", "SIZE", "PAUSE", "STATE"), rows)
     return 0
 
 
 def show(name: str, *, as_json: bool) -> int:
     """One backup's manifest."""
     settings = context.settings()
-    manifest = read_manifest(context.archive(name, settings))
+    manifest = context.manifest(name, settings)
     if as_json:
         render.as_json(manifest)
         return 0
@@ -106,10 +110,12 @@ def show(name: str, *, as_json: bool) -> int:
     return 0
 
 
-def check(name: str, *, as_json: bool) -> int:
-    """Read one archive to its end; raises ``Damaged`` when a byte is not what it was."""
+def check(name: str, *, read_data: str, as_json: bool) -> int:
+    """Read one archive to its end, or look at the repository; raises ``Damaged`` when a byte is not what it was."""
     settings = context.settings()
     path = context.archive(name, settings)
+    if path is None:
+        return _check_repository(settings, _share(read_data), as_json=as_json)
     render.progress(json_wanted=as_json)(events.StepBegan("verify", f"{path}, {render.size(path.stat().st_size)}"))
     manifest = verify_archive(path)
     if as_json:
@@ -117,6 +123,36 @@ def check(name: str, *, as_json: bool) -> int:
     else:
         typer.echo(f"{path.name}: every byte is as it was written (checked; a drill would prove that it restores)")
     return 0
+
+
+def _check_repository(settings: Settings, share: float, *, as_json: bool) -> int:
+    found = upkeep.check(settings, read_share=share)
+    if as_json:
+        render.as_json({"status": "done" if found.sound else "failed", "checked": found.sound, "report": found})
+    else:
+        for fault in found.faults:
+            typer.echo(f"{fault.kind} {fault.name[:8]}: {fault.what}", err=True)
+        typer.echo(
+            f"{found.snapshots} backups, {found.packs} packs, {found.blobs} blobs, {render.size(found.size)}; "
+            f"{found.packs_read} packs read, {render.size(found.bytes_read)}: "
+            + ("no faults (checked; a drill would prove that it restores)" if found.sound else "DAMAGED")
+        )
+    return 0 if found.sound else errors.Damaged.exit_status
+
+
+def _share(text: str) -> float:
+    """``1%`` or ``all`` as a share; nothing is none. ``UsageError`` for anything else."""
+    if not text:
+        return 0.0
+    if text == "all":
+        return 1.0
+    try:
+        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise errors.UsageError(f"{text} is no share", remedy="Write it like 1%, 0.05 or all.")
+    return share
 
 
 def health(*, as_json: bool) -> int:
@@ -139,9 +175,3 @@ def _checks(found: Health, *, as_json: bool) -> int:
     else:
         render.table(("CHECK", "RESULT", "DETAIL"), [(r.name, r.outcome, r.detail) for r in found.checks])
     return errors.CosmosError.exit_status if found.outcome == "fail" else 0
-
-
-def _age(last: listing.ArchiveInfo | None) -> str:
-    if last is None:
-        return "never"
-    return f"{last.id}, {render.size(last.size)}, pause {last.manifest.pause_ms:.1f} ms, last proof: never"

@@ -68,6 +68,18 @@ def demo(
 
 
 @app.command()
+def init(
+    url: Annotated[str, typer.Option("--url", help="Where: a path, s3://, sftp://, rest:https://.")] = "",
+    kit: Annotated[Path | None, typer.Option("--kit", help="File for the recovery kit.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the encrypted repository, its password and a recovery kit."""
+    from cosmos_coherence.cli import repository as verbs
+
+    _finish(verbs.init(url=url, kit=kit, as_json=as_json))
+
+
+@app.command()
 def backup(
     archive: Annotated[Path | None, typer.Option("--archive", help="Folder for the archive.")] = None,
     only: Only = None,
@@ -84,11 +96,17 @@ def backup(
 def restore(
     backup_name: Annotated[str, typer.Argument(metavar="[ID|FILE|latest]", help="What to restore.")] = "",
     only: Only = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Write it into this new folder instead.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Restore a backup into the stack; without a name, list the backups."""
+    if to is not None:
+        from cosmos_coherence.cli import repository
+
+        _finish(repository.extract(backup_name or "latest", to, only=tuple(only or ()), as_json=as_json))
+        return
     from cosmos_coherence.cli import restore as verbs
 
     _finish(verbs.restore(backup_name, only=tuple(only or ()), dry_run=dry_run, yes=yes, as_json=as_json))
@@ -122,12 +140,110 @@ def show(
 
 @app.command()
 def check(
-    backup_name: Annotated[str, typer.Argument(metavar="[ID|FILE|latest]")] = "latest", as_json: Json = False
+    backup_name: Annotated[str, typer.Argument(metavar="[ID|FILE|latest]")] = "latest",
+    read_data: Annotated[
+        str, typer.Option("--read-data", help="Share of the repository's data to read: 1%, all. Another one every day.")
+    ] = "",
+    as_json: Json = False,
 ) -> None:
-    """Read a backup to its end and compare every checksum."""
+    """Read an archive to its end and compare every checksum, or look at the whole repository."""
     from cosmos_coherence.cli import look
 
-    _finish(look.check(backup_name, as_json=as_json))
+    _finish(look.check(backup_name, read_data=read_data, as_json=as_json))
+
+
+@app.command()
+def files(
+    backup_name: Annotated[str, typer.Argument(metavar="[ID|FILE|latest]")] = "latest",
+    path: Annotated[str, typer.Argument(help="Only what lies below this.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List what a backup holds, name by name."""
+    from cosmos_coherence.cli import repository as verbs
+
+    _finish(verbs.files(backup_name, path, as_json=as_json))
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(metavar="ID|FILE")],
+    after: Annotated[str, typer.Argument(metavar="ID|FILE|latest")] = "latest",
+    as_json: Json = False,
+) -> None:
+    """Show which names two backups do not have alike."""
+    from cosmos_coherence.cli import repository as verbs
+
+    _finish(verbs.diff(before, after, as_json=as_json))
+
+
+@app.command()
+def dump(
+    backup_name: Annotated[str, typer.Argument(metavar="ID|FILE|latest")],
+    path: Annotated[str, typer.Argument(help="As `cosmos files` lists it.")],
+) -> None:
+    """Write one file of a backup to standard output."""
+    from cosmos_coherence.cli import repository as verbs
+
+    _finish(verbs.dump(backup_name, path))
+
+
+@app.command()
+def export(
+    backup_name: Annotated[str, typer.Argument(metavar="[ID|latest]")] = "latest",
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for the archive.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a portable archive of a backup in the repository."""
+    from cosmos_coherence.cli import repository as verbs
+
+    _finish(verbs.export(backup_name, to=to, as_json=as_json))
+
+
+@app.command("import")
+def import_(file: Annotated[str, typer.Argument(metavar="FILE")], as_json: Json = False) -> None:
+    """Bring an archive into the repository."""
+    from cosmos_coherence.cli import repository as verbs
+
+    _finish(verbs.import_(file, as_json=as_json))
+
+
+@app.command()
+def copy(
+    url: Annotated[str, typer.Argument(help="The second repository.")],
+    names: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Only these backups.")] = None,
+    password_file: Annotated[Path, typer.Option("--password-file", help="The first line is its password.")] = Path(
+        "secrets/copy-password"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Copy backups to a second repository, which `cosmos init` has made there."""
+    from cosmos_coherence.cli import repository as verbs
+
+    _finish(verbs.copy(url, tuple(names or ()), password_file=password_file, as_json=as_json))
+
+
+@app.command()
+def key(
+    what: Annotated[str, typer.Argument(metavar="list|add|change|remove")] = "list",
+    key_id: Annotated[str, typer.Argument(metavar="[KEY]", help="Which one to remove.")] = "",
+    new_password_file: Annotated[Path | None, typer.Option("--new-password-file", help="Its first line.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look after the keys of the repository."""
+    from cosmos_coherence.cli import repository as verbs
+
+    _finish(verbs.key(what, key_id=key_id, new_password_file=new_password_file, as_json=as_json))
+
+
+@app.command()
+def unlock(
+    every: Annotated[bool, typer.Option("--all", help="Also locks that somebody may still have.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove the locks that dead runs left in the repository."""
+    from cosmos_coherence.cli import repository as verbs
+
+    _finish(verbs.unlock(every=every, as_json=as_json))
 
 
 @app.command()
@@ -157,12 +273,14 @@ def recover(as_json: Json = False) -> None:
 @app.command()
 def forget(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and remove nothing.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Free what no backup in the repository needs.")] = False,
+    keep_within: Annotated[str | None, typer.Option("--keep-within", help="Instead of the settings': 30d.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove archives older than the settings keep, never the newest good one."""
+    """Remove backups older than the settings keep, never the newest good one."""
     from cosmos_coherence.cli import backup as verbs
 
-    _finish(verbs.forget(dry_run=dry_run, as_json=as_json))
+    _finish(verbs.forget(dry_run=dry_run, prune=prune, keep_within=keep_within, as_json=as_json))
 
 
 @app.command()

@@ -7,14 +7,10 @@ import sys
 import typer
 
 from cosmos_coherence import errors
-from cosmos_coherence.archive.manifest import read_manifest
-from cosmos_coherence.archive.reader import ArchiveReader
 from cosmos_coherence.cli import beside, context, look, render
 from cosmos_coherence.flow import backup as backing
 from cosmos_coherence.flow import events, rebuild
 from cosmos_coherence.flow import restore as flow
-from cosmos_coherence.flow.recover import RESTORE_SPOOL
-from cosmos_coherence.storage import local
 
 
 def restore(name: str, *, only: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> int:
@@ -24,16 +20,14 @@ def restore(name: str, *, only: tuple[str, ...], dry_run: bool, yes: bool, as_js
     settings = context.settings()
     file = context.archive(name, settings)
     directory, backups, run = settings.stack.directory, context.backups(settings), backing.new_run()
-    project = rebuild.project_named(read_manifest(file), directory)
+    project = rebuild.project_named(context.manifest(name, settings), directory)
     runtime = context.runtime(settings, project=project)
-    if (status := beside.volumes(runtime, settings, paths=(file.parent, backups))) is not None:
+    paths = (backups,) if file is None else (file.parent, backups)
+    if (status := beside.volumes(runtime, settings, paths=paths)) is not None:
         return status
     emit = render.progress(json_wanted=as_json)
-    emit(events.StepBegan("open", str(file)))
-    with (
-        local.spool(backups, RESTORE_SPOOL) as spool,
-        ArchiveReader.open_archive(file, spool) as reader,
-    ):
+    emit(events.StepBegan("open", str(file or name)))
+    with context.opened(name, settings) as reader:
         rebuilt = rebuild.from_nothing(runtime, directory, reader, run=run, dry_run=dry_run)
         if rebuilt.compose_files:
             runtime = context.runtime(settings, files=rebuilt.compose_files, project=project)

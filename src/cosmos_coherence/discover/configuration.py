@@ -11,13 +11,19 @@ _NEVER = ("secrets/repository-password", ".git", "backups")
 """The repository's own password is never captured: whoever holds the backup would hold the key."""
 
 
-def configuration_names(stack: Stack, *, referenced: Iterable[Path] = ()) -> tuple[str, ...]:
+def configuration_names(
+    stack: Stack, *, referenced: Iterable[Path] = (), never: Iterable[Path] = ()
+) -> tuple[str, ...]:
     """Names relative to the project's folder, sorted: Compose files, ``.env*``, ``configs/``, ``cosmos.toml``,
-    ``stack.json``, and what the Compose files refer to (``referenced``: secrets, configs, read-only mounts)."""
+    ``stack.json``, and what the Compose files refer to (``referenced``: secrets, configs, read-only mounts). Files that
+    ``never`` names are not among them."""
     root = stack.directory.resolve()
+    left_out = {(root / path).resolve() for path in never}
     names: set[str] = set()
     for path in (*stack.config_files, *_well_known(root), *referenced):
         resolved = path if path.is_absolute() else root / path
+        if resolved.resolve() in left_out:
+            continue
         if not resolved.is_relative_to(root) or not (resolved.exists() or resolved.is_symlink()):
             continue
         name = str(resolved.relative_to(root))

@@ -49,8 +49,11 @@ class Looks:
     tracked: Callable[[Path], bool]
 
 
-def cover(stack: Stack, settings: tuple[SourceSettings, ...], looks: Looks, *, backups: Path) -> Coverage:
-    """Find the sources and the gaps. Raises ``ConfigurationError`` for labels that make no sense."""
+def cover(stack: Stack, settings: tuple[SourceSettings, ...], looks: Looks, *, backups: tuple[Path, ...]) -> Coverage:
+    """Find the sources and the gaps; ``backups`` are the folders in which backups lie.
+
+    Raises ``ConfigurationError`` for labels that make no sense.
+    """
     gaps: list[Gap] = []
     hints: list[str] = []
     engines, engine_volumes = _engines(stack, looks)
@@ -137,7 +140,7 @@ def _mounts(service: Service, volume: str) -> bool:
     return any(m.kind == "volume" and m.source == volume and m.writable for m in service.mounts)
 
 
-def _binds(stack: Stack, looks: Looks, *, backups: Path) -> tuple[list[SourceRef], list[Gap]]:
+def _binds(stack: Stack, looks: Looks, *, backups: tuple[Path, ...]) -> tuple[list[SourceRef], list[Gap]]:
     sources: dict[str, SourceRef] = {}
     gaps: dict[str, Gap] = {}
     for service in stack.services:
@@ -163,7 +166,7 @@ def _binds(stack: Stack, looks: Looks, *, backups: Path) -> tuple[list[SourceRef
     return list(sources.values()), [g for source, g in gaps.items() if source not in sources]
 
 
-def _why_not(stack: Stack, mount: Mount, looks: Looks, *, backups: Path) -> tuple[str, bool]:
+def _why_not(stack: Stack, mount: Mount, looks: Looks, *, backups: tuple[Path, ...]) -> tuple[str, bool]:
     """Why a bind mount is not captured by itself (empty when it is), and whether that is nobody's fault."""
     path = Path(mount.source)
     if not mount.writable:
@@ -171,12 +174,13 @@ def _why_not(stack: Stack, mount: Mount, looks: Looks, *, backups: Path) -> tupl
     if path.is_socket() or path.is_char_device() or path.is_block_device() or path.is_fifo():
         return "not a folder", True
     resolved = path.resolve()
-    if resolved == backups.resolve() or backups.resolve() in resolved.parents:
+    own = [folder.resolve() for folder in backups]
+    if any(folder in (resolved, *resolved.parents) for folder in own):
         return "the backups themselves", True
     directory = stack.directory.resolve()
     if directory not in resolved.parents:
         return "outside the project's folder; label the service cosmos.include or cosmos.exclude", False
-    if backups.resolve() in [resolved, *resolved.parents] or resolved in backups.resolve().parents:
+    if any(resolved in folder.parents for folder in own):
         return "holds the backups themselves", False
     if looks.tracked(resolved):
         return "tracked by git", True

@@ -1,7 +1,8 @@
 """A backup, told from beginning to end.
 
 Discover the stack, plan, copy the files beforehand, hold the writers, anchor every source, release, capture, pack,
-read the archive back, publish it as the last write, report.
+verify what was packed, publish it as the last write, report. It goes to the repository when one is configured, and to
+an archive when that is wanted or there is no repository.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import cosmos_coherence
 from cosmos_coherence import errors, sources
-from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.archive.writer import ArchiveWriter, spool_of
 from cosmos_coherence.cut.hold import Cut, take_cut
 from cosmos_coherence.cut.journal import Handle, Journal, SettingsRecord, SpoolRecord
@@ -25,12 +25,13 @@ from cosmos_coherence.cut.lock import run_lock
 from cosmos_coherence.discover import configuration, foreign
 from cosmos_coherence.discover.coverage import Coverage
 from cosmos_coherence.drivers.runtime import Runtime
-from cosmos_coherence.flow import recover, remember, retention
+from cosmos_coherence.flow import recover, remember, retention, store, transfer
 from cosmos_coherence.flow.events import Held, PartDone, Report, Story
 from cosmos_coherence.flow.survey import survey
 from cosmos_coherence.flow.watch import watchdog_for
 from cosmos_coherence.flow.workers import gentle_pool, results
 from cosmos_coherence.model import Gap, Manifest, Part, Service, ServiceRecord, SourceRef, Stack, VolumeRecord
+from cosmos_coherence.parts import BackupWriter
 from cosmos_coherence.settings import Settings
 from cosmos_coherence.sources.base import Source
 from cosmos_coherence.sources.redis import RedisSource, restore_settings
@@ -49,6 +50,11 @@ class BackupPlan:
     hold: tuple[Service, ...]
     """The copies of services that will stand still for the instant."""
     directory: Path
+    """Folder of the archives."""
+    repository: bool = False
+    """Whether it goes to the configured repository."""
+    archive: bool = True
+    """Whether an archive is wanted; of the same instant when it also goes to the repository."""
     safety: bool = False
     tags: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -66,10 +72,14 @@ def plan_backup(
     *,
     only: Sequence[str] = (),
     directory: Path | None = None,
+    archive: bool | None = None,
     safety: bool = False,
     tags: tuple[str, ...] = (),
 ) -> BackupPlan:
-    """Look at the stack and say what will be captured and held. ``NotFound`` for an unknown stack or part."""
+    """Look at the stack and say what will be captured and held. ``NotFound`` for an unknown stack or part.
+
+    ``archive``: whether one is wanted; None means as the settings say. Without a repository there always is one.
+    """
     stack = runtime.stack()
     target = directory or settings.stack.directory / settings.backup.directory
     coverage = survey(stack, settings, backups=target)
@@ -80,11 +90,16 @@ def plan_backup(
         if s.state == "running" and s.labels.get("cosmos.hold") != "never"
     )
     parts = coverage.only(only) if only else coverage.sources
-    return BackupPlan(stack, coverage, parts, hold, target, safety=safety, tags=tags, only=tuple(only))
+    repository = store.configured(settings)
+    wanted = settings.backup.archive if archive is None else archive
+    return BackupPlan(
+        stack, coverage, parts, hold, target, repository=repository, archive=wanted or not repository, safety=safety,
+        tags=tags, only=tuple(only),
+    )  # fmt: skip
 
 
 def backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story) -> Report:
-    """Make the backup of this plan and publish it as an archive.
+    """Make the backup of this plan and publish it.
 
     Never raises for what the catalogue knows: the report says it. A part that fails publishes nothing; something that
     is not covered publishes, marked incomplete.
@@ -95,8 +110,9 @@ def backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story)
             if recover.healed(runtime, state, story, backups=plan.directory):
                 # what was planned was half restored or stood still
                 plan = plan_backup(
-                    runtime, settings, only=plan.only, directory=plan.directory, safety=plan.safety, tags=plan.tags
-                )
+                    runtime, settings, only=plan.only, directory=plan.directory, archive=plan.archive,
+                    safety=plan.safety, tags=plan.tags,
+                )  # fmt: skip
             report = capture_backup(runtime, settings, plan, story, Journal(state))
     except errors.CosmosError as error:
         report = story.failed(error, missing=plan.coverage.gaps)
@@ -109,11 +125,12 @@ def backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story)
 def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story, journal: Journal) -> Report:
     """The story itself, for a caller that holds the run lock and has healed leftovers."""
     story.begin("plan")
-    _require_room(plan.directory, settings.backup.min_free)
-    with _archive(plan, settings, journal, story.run) as writer:
+    if plan.archive:
+        _require_room(plan.directory, settings.backup.min_free)
+    with _writer(runtime, plan, settings, journal, story.run) as writer:
         opened: list[Source] = []
         try:
-            setting = _setting(runtime, plan, story.run, writer.spool)
+            setting = _setting(runtime, plan, settings, story.run, writer.spool)
             opened += [sources.open_source(ref, setting) for ref in plan.parts]
             with _settings_journalled(runtime, opened, journal, story.run):
                 cut, strangers = _one_instant(runtime, settings, plan, story, journal, opened, writer)
@@ -126,17 +143,19 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
                 source.close()
         story.begin("pack")
         manifest = _manifest(plan, writer.id, cut, parts, (*strangers, *inside))
-        packed = writer.pack(manifest)
+        writer.pack(manifest)
         story.begin("verify")
-        verify_archive(packed, manifest)
+        writer.verify()
         story.begin("publish")
         path = writer.publish()
+    exported = _exported(settings, plan, manifest, story)
     removed = _retire(settings, plan, story) if manifest.complete and not plan.safety else ()
     return story.report(
         "done" if manifest.complete else "incomplete",
         backup=manifest.id,
         path=str(path),
-        size=path.stat().st_size,
+        archive=str(exported or ""),
+        size=writer.stored,
         pause_ms=cut.pause_ms,
         parts=manifest.parts,
         missing=manifest.missing,
@@ -145,13 +164,18 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
 
 
 @contextmanager
-def _archive(plan: BackupPlan, settings: Settings, journal: Journal, run: str) -> Iterator[ArchiveWriter]:
-    """The archive to be, journalled before it begins; what was not published of it goes at the end."""
-    identity = _identity(plan.directory)
-    spool = spool_of(plan.directory, identity)
+def _writer(
+    runtime: Runtime, plan: BackupPlan, settings: Settings, journal: Journal, run: str
+) -> Iterator[BackupWriter]:
+    """The backup to be, journalled before it begins; what was not published of it goes at the end."""
+    identity = store.new_identity(plan.directory)
+    spool = spool_of(runtime.state_directory() if plan.repository else plan.directory, identity)
     note = journal.open(SpoolRecord(run, str(spool), **_servers(plan)))
     try:
-        writer = ArchiveWriter(plan.directory, identity, workers=settings.backup.workers)
+        if plan.repository:
+            writer: BackupWriter = store.repository_writer(settings, identity, plan.stack.project, spool)
+        else:
+            writer = ArchiveWriter(plan.directory, identity, workers=settings.backup.workers)
         try:
             yield writer
         finally:
@@ -161,11 +185,20 @@ def _archive(plan: BackupPlan, settings: Settings, journal: Journal, run: str) -
             note.close()
 
 
+def _exported(settings: Settings, plan: BackupPlan, manifest: Manifest, story: Story) -> Path | None:
+    """The archive of a backup that went to the repository, where one is wanted too: made from there."""
+    if not (plan.repository and plan.archive) or plan.safety:
+        return None
+    story.begin("export")
+    with store.open_backup(settings, manifest.id, project=plan.stack.project) as reader:
+        return transfer.export(reader, plan.directory, workers=settings.backup.workers)
+
+
 def _retire(settings: Settings, plan: BackupPlan, story: Story) -> tuple[str, ...]:
     """Archives that are too old go; whatever keeps them here takes nothing from the one that was just made."""
     try:
         story.begin("retention")
-        return retention.apply(plan.directory, keep_within_s=settings.retention.keep_within, now_s=time.time())
+        return retention.apply(settings, plan.directory, project=plan.stack.project, now_s=time.time())
     except errors.CosmosError as error:
         story.note(f"the backup is made, but older ones could not be removed: {error.message}")
     except KeyboardInterrupt:
@@ -180,7 +213,7 @@ def _one_instant(
     story: Story,
     journal: Journal,
     opened: list[Source],
-    writer: ArchiveWriter,
+    writer: BackupWriter,
 ) -> tuple[Cut, tuple[Gap, ...]]:
     """Copy beforehand, hold, anchor, release; once more from the copying when the budget did not suffice."""
     attempt = 1
@@ -219,7 +252,7 @@ def _await_health(runtime: Runtime, plan: BackupPlan, story: Story) -> None:
         story.note(f"after the hold: {error.message}")
 
 
-def _prepare(opened: list[Source], writer: ArchiveWriter, settings: Settings) -> None:
+def _prepare(opened: list[Source], writer: BackupWriter, settings: Settings) -> None:
     """Files first, since copying them takes long; database sessions last, since they hold locks while they wait."""
     trees = [s for s in opened if not s.ref.service]
     with gentle_pool(settings) as pool:
@@ -229,7 +262,7 @@ def _prepare(opened: list[Source], writer: ArchiveWriter, settings: Settings) ->
             source.prepare(writer)
 
 
-def _capture(opened: list[Source], writer: ArchiveWriter, settings: Settings, story: Story) -> tuple[Part, ...]:
+def _capture(opened: list[Source], writer: BackupWriter, settings: Settings, story: Story) -> tuple[Part, ...]:
     def one(source: Source) -> Part:
         part = source.capture(writer)
         story.tell(PartDone(part.name, sum(f.size for f in part.files)))
@@ -274,28 +307,21 @@ def _require_room(directory: Path, min_free: int) -> None:
     local.require_room(directory, min_free)
 
 
-def _identity(directory: Path) -> str:
-    """This second as the archive's name; a later one when anything there bears it already, be it a safety backup."""
-    while True:
-        name = f"{datetime.now(UTC):%Y%m%d_%H%M%S}"
-        if not any(directory.glob(f"*{name}*")):
-            return name
-        time.sleep(0.1)
-
-
 def _servers(plan: BackupPlan) -> dict[str, tuple[str, ...]]:
     """The services of each kind of server."""
     return {kind: tuple(s.service for s in plan.coverage.sources if s.kind == kind) for kind in ("postgres", "redis")}
 
 
-def _setting(runtime: Runtime, plan: BackupPlan, run: str, spool: Path) -> sources.Setting:
+def _setting(runtime: Runtime, plan: BackupPlan, settings: Settings, run: str, spool: Path) -> sources.Setting:
     primary = tuple(services[0] for services in _servers(plan).values() if services)
     return sources.Setting(
         runtime=runtime,
         run=run,
         spool=spool,
         primary=primary,
-        configuration=configuration.configuration_names(plan.stack, referenced=runtime.referenced_files()),
+        configuration=configuration.configuration_names(
+            plan.stack, referenced=runtime.referenced_files(), never=store.private_files(settings)
+        ),
     )
 
 

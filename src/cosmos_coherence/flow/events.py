@@ -86,6 +86,8 @@ class Report:
     seconds: float
     backup: str = ""
     path: str = ""
+    archive: str = ""
+    """The archive that was made beside a backup in the repository."""
     size: int = 0
     pause_ms: float | None = None
     parts: tuple[Part, ...] = ()

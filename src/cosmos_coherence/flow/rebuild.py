@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosmos_coherence import errors
-from cosmos_coherence.archive.reader import ArchiveReader
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.model import Manifest, Stack
+from cosmos_coherence.parts import BackupReader
 from cosmos_coherence.sources.volume import ConfigRestorer
 
 
@@ -22,7 +22,7 @@ class Rebuilt:
     """Configuration files that were missing have been written."""
 
 
-def from_nothing(runtime: Runtime, directory: Path, reader: ArchiveReader, *, run: str, dry_run: bool) -> Rebuilt:
+def from_nothing(runtime: Runtime, directory: Path, reader: BackupReader, *, run: str, dry_run: bool) -> Rebuilt:
     """Bring back the configuration files that are missing, and say which Compose files make the stack.
 
     A stack with containers is left alone: they know which files they were made from. Without containers the files of

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosmos_coherence import errors, sources
-from cosmos_coherence.archive.reader import ArchiveReader
 from cosmos_coherence.cut.journal import Journal, RestoreRecord
 from cosmos_coherence.cut.lock import run_lock
 from cosmos_coherence.discover.coverage import STATE_VOLUME
@@ -22,6 +21,7 @@ from cosmos_coherence.flow import recover, remember
 from cosmos_coherence.flow.events import PartDone, Report, Story
 from cosmos_coherence.flow.undo import Undo
 from cosmos_coherence.model import Manifest, Part, Stack, VolumeRecord
+from cosmos_coherence.parts import BackupReader
 from cosmos_coherence.settings import Settings
 from cosmos_coherence.sources.base import Restorer
 from cosmos_coherence.sources.volume import ConfigRestorer, TreeRestorer
@@ -191,7 +191,7 @@ def _warnings(manifest: Manifest, stack: Stack, parts: tuple[Part, ...]) -> tupl
 
 
 def restore(
-    runtime: Runtime, settings: Settings, plan: RestorePlan, reader: ArchiveReader, story: Story, *, backups: Path
+    runtime: Runtime, settings: Settings, plan: RestorePlan, reader: BackupReader, story: Story, *, backups: Path
 ) -> Report:
     """Carry out the plan. Never raises for what the catalogue knows: the report says it, and how the stack is left."""
     try:
@@ -213,7 +213,7 @@ def _restore(
     runtime: Runtime,
     settings: Settings,
     plan: RestorePlan,
-    reader: ArchiveReader,
+    reader: BackupReader,
     story: Story,
     journal: Journal,
     *,

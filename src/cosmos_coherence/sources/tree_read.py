@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
-from cosmos_coherence.model import Entry
+from cosmos_coherence.model import Entry, Seen
 from cosmos_coherence.sources import tree_scan
 from cosmos_coherence.sources.tree_scan import FOLDER_FLAGS, GONE, Found
 
@@ -143,6 +143,7 @@ def entry(found: Found, xattrs: Xattrs = (), data: Runs | None = None, first: by
         xattrs=xattrs,
         device=(os.major(found.rdev), os.minor(found.rdev)) if found.kind in ("char", "block") else (0, 0),
         data=data,
+        seen=Seen(found.ctime_ns, found.dev, found.ino, found.nlink),
     )
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from cosmos_coherence import errors
 from cosmos_coherence.model import Entry, Fingerprint, Gap, Part, SourceRef
-from cosmos_coherence.parts import Sink, TreeWriter
+from cosmos_coherence.parts import Known, Sink, TreeWriter
 from cosmos_coherence.sources import tree_print, tree_read, tree_scan
 from cosmos_coherence.sources.config_restore import ConfigRestorer
 from cosmos_coherence.sources.tree_read import Folders, Runs, Xattrs
@@ -103,6 +103,7 @@ class TreeSource:
         self._forget_anchor()
         if self._tree is None:
             self._tree = sink.tree(f"volumes/{self._ref.volume}" if self._ref.kind == "volume" else self._ref.part)
+            self._taken = {known.entry.path: _remembered(known) for known in self._tree.known()}
         for _ in range(self._rounds):
             started_ns = time.time_ns()
             with self._reading(b""), Folders(self._root) as folders:
@@ -258,6 +259,18 @@ class TreeSource:
             f"{tree_scan.show(found.path)} in {self._root} was replaced while the writers were held",
             remedy="Stop what writes there from outside the stack, then run the backup again.",
         )
+
+
+def _remembered(known: Known) -> _Taken:
+    """What the last backup read; its store answers for the change time being old enough to prove something."""
+    entry, seen = known.entry, known.entry.seen
+    assert seen is not None
+    device = os.makedev(*entry.device)
+    found = Found(
+        entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.size, entry.mtime_ns, seen.ctime_ns, seen.dev,
+        seen.ino, seen.nlink, device, entry.target,
+    )  # fmt: skip
+    return _Taken(found, found, entry.xattrs, None, known.sha256)
 
 
 class _Held:

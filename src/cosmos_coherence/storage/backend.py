@@ -1,7 +1,7 @@
 """Where a repository lies: a flat store of small and middle-sized files, never changed once they are there.
 
-Every file is named by the SHA-256 of its content in hex (``config`` alone has no name), is written once, read as a whole
-or in part, listed, and removed. That is all a repository asks of a place, so any object store can be one.
+Every file is named by the SHA-256 of its content in hex (``config`` alone has no name), is written once, read as a
+whole or in part, listed, and removed. That is all a repository asks of a place, so any object store can be one.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ class Backend(Protocol):
     """One store. Safe to use from several threads at a time.
 
     Failures are the catalogue's: ``NotFound``, ``NoRoom``, ``Refused`` (not allowed), ``AccessDenied`` (the store does
-    not know us), ``Damaged`` (a short or impossible answer), ``BackendUnavailable`` (nobody answers, the connection broke,
-    the server is overloaded; the only one that is worth another try). No error text, and not ``location``, holds a secret.
+    not know us), ``Damaged`` (a short or impossible answer, or a name that no repository gives), ``BackendUnavailable``
+    (nobody answers, the connection broke, the server is overloaded; the only one that is worth another try). No error
+    text, and not ``location``, holds a secret. What is not local holds connections and threads: none of it survives a
+    ``fork``.
     """
 
     @property
@@ -66,7 +68,10 @@ class Backend(Protocol):
         ...
 
     def load(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Exactly ``length`` bytes from ``offset``; up to the end without a length. Fewer are ``Damaged``."""
+        """Exactly ``length`` bytes from ``offset``; up to the end without a length. Fewer are ``Damaged``,
+        as is an offset at or behind the end of a file that has one. A ``length`` is at least 1. ``NotFound`` as in
+        ``size``.
+        """
         ...
 
     def size(self, kind: Kind, name: str) -> int:

@@ -90,11 +90,15 @@ def create(path: Path, mode: int = 0o600) -> int:
     """
     with translated(f"creating {path}"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        if os.geteuid() == 0:
-            folder = path.parent.stat()
-            with contextlib.suppress(OSError):  # a disk without owners, or one that does not trust this root
-                os.fchown(descriptor, folder.st_uid, folder.st_gid)
+        own(descriptor, path.parent.stat())
         return descriptor
+
+
+def own(created: int | Path, folder: os.stat_result) -> None:
+    """Give what root has created to whom its folder belongs; as anybody else, or where the disk cannot, do nothing."""
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):  # a disk without owners, or one that does not trust this root
+            os.chown(created, folder.st_uid, folder.st_gid)
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:

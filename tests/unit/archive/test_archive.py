@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, manifests
 from cosmos_coherence.archive import gzipped, names, sums
-from cosmos_coherence.archive.manifest import decode, encode, read_manifest
+from cosmos_coherence.archive.manifest import read_manifest
 from cosmos_coherence.archive.reader import ArchiveReader
 from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.archive.writer import ArchiveWriter
@@ -152,7 +152,9 @@ def test_by_hand_with_tar_gunzip_and_sha256sum(tmp_path: Path) -> None:
     assert (folder / "configs/.env").read_bytes() == b"SECRET=1\n"
     assert (folder / "configs/.env").stat().st_mtime_ns == 1_700_000_000_000_000_001
     assert (folder / "configs/link").readlink() == Path(".env")
-    assert decode((folder / "manifest.json").read_bytes()) == decode((tmp_path / f"{ID}.json").read_bytes())
+    assert manifests.decode((folder / "manifest.json").read_bytes()) == manifests.decode(
+        (tmp_path / f"{ID}.json").read_bytes()
+    )
     with tarfile.open(path) as tar:
         assert [member.name for member in tar][:2] == [ID, f"{ID}/manifest.json"]
     readme = (folder / "README.txt").read_text()
@@ -303,19 +305,28 @@ def test_sums_are_strict() -> None:
 
 def test_the_manifest_is_strict() -> None:
     whole = manifest(Part("a", "volume", fingerprint=Fingerprint(tree=TreePrint(1, 2, 3, 4, "d"))))
-    assert decode(encode(whole)) == whole
+    assert manifests.decode(manifests.encode(whole)) == whole
     with pytest.raises(errors.Unsupported, match="format 2"):
-        decode(encode(replace(whole, format=2)).replace(b'"parts"', b'"shares"'))
-    for broken in (b"", b"[]", b"{}", b'{"format":1}', encode(whole)[:-3], b"[" * 100_000, b'{"format":"1"}', b"\xff"):
+        manifests.decode(manifests.encode(replace(whole, format=2)).replace(b'"parts"', b'"shares"'))
+    for broken in (
+        b"",
+        b"[]",
+        b"{}",
+        b'{"format":1}',
+        manifests.encode(whole)[:-3],
+        b"[" * 100_000,
+        b'{"format":"1"}',
+        b"\xff",
+    ):
         with pytest.raises(errors.Damaged):
-            decode(broken)
+            manifests.decode(broken)
     with pytest.raises(errors.Damaged):
-        decode(encode(replace(whole, format=0)))
+        manifests.decode(manifests.encode(replace(whole, format=0)))
     with pytest.raises(errors.Damaged, match="more than any real one"):
-        decode(bytes(64 * 1024 * 1024 + 1))
+        manifests.decode(bytes(64 * 1024 * 1024 + 1))
 
 
 def test_a_manifest_from_later_may_say_more() -> None:
-    text = encode(manifest()).replace(b'"id"', b'"colour": "blue", "id"')
-    found: Manifest = decode(text)
+    text = manifests.encode(manifest()).replace(b'"id"', b'"colour": "blue", "id"')
+    found: Manifest = manifests.decode(text)
     assert found == manifest()

@@ -21,7 +21,7 @@ def looks(*, holds=None, tracked=()):
 
 
 def covered(stack, **options):
-    return cover(stack, (), looks(**options), backups=stack.directory / "backups")
+    return cover(stack, (), looks(**options), backups=(stack.directory / "backups",))
 
 
 def test_engines_are_captured_through_themselves_and_never_as_files(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_coherence.flow import backup
+from cosmos_coherence.flow import store
 
 
 @pytest.mark.parametrize("taken", ["safety-{}.tar.gz", "{}.tar.gz", ".spool-{}", ".{}.tar.gz.tmp", "{}.json"])
@@ -15,5 +15,5 @@ def test_a_second_that_is_taken_is_not_taken_again(tmp_path: Path, taken: str) -
     now = datetime.now(UTC)
     for second in range(2):
         (tmp_path / taken.format(f"{now + timedelta(seconds=second):%Y%m%d_%H%M%S}")).touch()
-    name = backup._identity(tmp_path)
+    name = store.new_identity(tmp_path)
     assert list(tmp_path.glob(f"*{name}*")) == []

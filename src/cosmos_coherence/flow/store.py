@@ -1,0 +1,222 @@
+"""Where backups are kept: an archive folder, and a repository when one is configured.
+
+The repository's engine is loaded only when there is one: whoever keeps archives does not wait for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cosmos_coherence import errors
+from cosmos_coherence import settings as declaration
+from cosmos_coherence.drivers import process
+from cosmos_coherence.model import Manifest
+from cosmos_coherence.parts import BackupReader, BackupWriter
+from cosmos_coherence.settings import RepositorySettings, Settings
+
+if TYPE_CHECKING:
+    from cosmos_coherence.repository.repository import Repository
+    from cosmos_coherence.repository.snapshots import Listed
+    from cosmos_coherence.storage.backend import Backend
+
+_LONGEST = 4096
+_SHORTEST = 4
+DEFAULT_PASSWORD_FILE = Path("secrets/repository-password")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One backup in the repository."""
+
+    id: str
+    project: str
+    listed: Listed
+
+    @property
+    def snapshot(self) -> str:
+        """Id of its snapshot, 64 hex digits."""
+        return self.listed.id
+
+    @property
+    def made_s(self) -> float:
+        """Its instant, seconds since the epoch."""
+        return self.listed.snapshot.time_ns / 1e9
+
+    @property
+    def safety(self) -> bool:
+        """Made by a restore before it overwrote anything."""
+        return "safety" in (self.listed.snapshot.tags or ())
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is missing."""
+        return "incomplete" not in (self.listed.snapshot.tags or ())
+
+
+def configured(settings: Settings) -> bool:
+    """Whether backups go to a repository."""
+    return bool(settings.repository.url)
+
+
+def backend(settings: Settings) -> Backend:
+    """The place of the configured repository. Raises ``ConfigurationError`` and ``NotFound`` for a missing secret."""
+    from cosmos_coherence.storage.opened import Access, open_backend
+
+    found, folder = settings.repository, settings.stack.directory
+    if not found.url:
+        raise errors.ConfigurationError(
+            "no repository is configured", remedy="`cosmos init` makes one, or name one as `repository.url`."
+        )
+    access = Access(
+        s3_key_id=found.s3_key_id,
+        s3_secret=_first_line(folder, found.s3_secret_file),
+        s3_endpoint=found.s3_endpoint,
+        s3_region=found.s3_region,
+        sftp_key=_below(folder, found.sftp_key),
+        sftp_known_hosts=_below(folder, found.sftp_known_hosts),
+        sftp_agent=declaration.ssh_agent(),
+        rest_user=found.rest_user,
+        rest_password=_first_line(folder, found.rest_password_file),
+        ca=_below(folder, found.ca),
+        upload_limit=found.upload_limit,
+        download_limit=found.download_limit,
+    )
+    return open_backend(located(found.url, folder), access)
+
+
+def located(url: str, folder: Path) -> str:
+    """A path is relative to the project's folder; anything else is as it was written."""
+    scheme, colon, _ = url.partition(":")
+    return url if colon and "/" not in scheme else str(folder / url)
+
+
+def local_folder(settings: Settings) -> tuple[Path, ...]:
+    """The folder that the repository lies in, when it lies on this machine."""
+    where = located(settings.repository.url, settings.stack.directory)
+    return (Path(where),) if settings.repository.url and where != settings.repository.url else ()
+
+
+def password(settings: Settings) -> str:
+    """The repository's password: from the environment, the file, or the command, in that order.
+
+    Raises ``ConfigurationError`` when none is named, ``NotFound`` when the file is missing, ``CommandFailed``.
+    """
+    found: RepositorySettings = settings.repository
+    if given := declaration.repository_password():
+        return given
+    if found.password_command:
+        said = process.run(list(found.password_command), limit=_LONGEST)
+        return said.decode("utf-8", "surrogateescape").split("\n", 1)[0].rstrip("\r")
+    return _first_line(settings.stack.directory, password_file(settings))
+
+
+def password_file(settings: Settings) -> Path:
+    """Where the password is kept, unless environment or command give it.
+
+    Raises ``ConfigurationError`` for a place that every backup holds: whoever has the backup would have its key.
+    """
+    folder = settings.stack.directory.resolve()
+    file = folder / (settings.repository.password_file or DEFAULT_PASSWORD_FILE)
+    if file.is_relative_to(folder / "configs") or (file.parent == folder and file.name.startswith(".env")):
+        raise errors.ConfigurationError(
+            f"the repository's password lies in {file}, which is backed up", remedy="Keep it below `secrets/`."
+        )
+    return file
+
+
+def private_files(settings: Settings) -> tuple[Path, ...]:
+    """What no backup may hold, though the stack's own files refer to it: whatever opens the repository."""
+    from cosmos_coherence.flow.initialise import KIT
+
+    found = settings.repository
+    secrets = (found.s3_secret_file, found.rest_password_file, found.sftp_key, Path(KIT))
+    return (password_file(settings), *(path for path in secrets if path is not None))
+
+
+def open_repository(settings: Settings) -> Repository:
+    """Open the configured repository. Raises as ``backend``, ``password`` and ``Repository.open``."""
+    from cosmos_coherence.repository.repository import Repository
+
+    return Repository.open(backend(settings), password(settings))
+
+
+def kept(repository: Repository, project: str | None = None) -> tuple[Kept, ...]:
+    """The backups in a repository (of that project), oldest first. Raises as ``Repository.snapshots``."""
+    from cosmos_coherence.repository import layout
+
+    found = layout.backups(repository.snapshots(), project)
+    return tuple(Kept(layout.backup_id(each.snapshot) or "", layout.project_of(each.snapshot), each) for each in found)
+
+
+def find(repository: Repository, name: str, project: str | None = None) -> Kept:
+    """The backup that a person calls ``latest``, by its id or by the beginning of its snapshot's id. ``NotFound``."""
+    found = [each for each in kept(repository, project) if name != "latest" or not each.safety]
+    matching = [
+        each
+        for each in found
+        if name in ("latest", each.id) or (len(name) >= _SHORTEST and each.snapshot.startswith(name.lower()))
+    ]
+    if not matching:
+        raise errors.NotFound(
+            f"there is no backup {name} in {repository.location}", remedy="`cosmos list` shows the backups."
+        )
+    return matching[-1]
+
+
+@contextmanager
+def open_backup(settings: Settings, name: str, *, project: str | None = None) -> Iterator[BackupReader]:
+    """A backup of the configured repository. Raises as ``open_repository`` and ``find``; ``Locked`` during a prune."""
+    from cosmos_coherence.repository import locks
+    from cosmos_coherence.repository.reader import RepositoryReader
+
+    repository = open_repository(settings)
+    with locks.acquire(repository, exclusive=False):
+        yield RepositoryReader(repository, find(repository, name, project).listed)
+
+
+def manifest_of(repository: Repository, backup: Kept) -> Manifest:
+    """What a backup says of itself. Raises ``Damaged``."""
+    from cosmos_coherence.repository.reader import RepositoryReader
+
+    return RepositoryReader(repository, backup.listed).manifest
+
+
+def repository_writer(settings: Settings, identity: str, project: str, spool: Path) -> BackupWriter:
+    """A new backup in the configured repository. Raises as ``open_repository`` and ``RepositoryWriter``."""
+    from cosmos_coherence.repository.writer import RepositoryWriter
+
+    return RepositoryWriter(open_repository(settings), identity, project, spool, workers=settings.backup.workers)
+
+
+def new_identity(directory: Path) -> str:
+    """This second as a backup's name; a later one when anything in the folder bears it, be it a safety backup."""
+    while True:
+        name = f"{datetime.now(UTC):%Y%m%d_%H%M%S}"
+        if not any(directory.glob(f"*{name}*")):
+            return name
+        time.sleep(0.1)
+
+
+def _below(folder: Path, path: Path | None) -> Path | None:
+    return None if path is None else folder / path
+
+
+def _first_line(folder: Path, path: Path | None) -> str:
+    if path is None:
+        return ""
+    place = folder / path
+    try:
+        with place.open("rb") as file:
+            return file.read(_LONGEST).decode("utf-8", "surrogateescape").split("\n", 1)[0].rstrip("\r")
+    except FileNotFoundError as error:
+        raise errors.NotFound(
+            f"the secret {place} is missing", remedy="Bring it back from the recovery kit, mode 600."
+        ) from error
+    except OSError as error:
+        raise errors.Refused(f"the secret {place} cannot be read: {error.strerror}") from error

@@ -1,0 +1,84 @@
+"""Keeping the repository well: checked, without what nobody needs, and copied to a second place."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cosmos_coherence.flow import store
+from cosmos_coherence.settings import Settings
+
+if TYPE_CHECKING:
+    from cosmos_coherence.repository import check as checking
+    from cosmos_coherence.repository.copying import Copied
+    from cosmos_coherence.repository.prune import Progress
+
+_DAY_S = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a prune did, or would do. Sizes are bytes."""
+
+    removed_packs: int
+    repacked_packs: int
+    freed: int
+    repacked: int
+    kept: int
+    unused: int
+    """Stays though nothing needs it, because moving its neighbours would cost more."""
+    dry_run: bool
+
+
+def check(settings: Settings, *, read_share: float = 0.0) -> checking.Report:
+    """Look at everything in the repository, and read a share of its data, another one every day.
+
+    Raises as ``store.open_repository``, ``Locked`` during a prune, and the backend's errors.
+    """
+    from cosmos_coherence.repository import check as checking
+    from cosmos_coherence.repository import locks
+
+    repository = store.open_repository(settings)
+    with locks.acquire(repository):
+        return checking.check(repository, read_share=read_share, day=int(time.time() // _DAY_S))
+
+
+def prune(settings: Settings, *, dry_run: bool, progress: Progress = lambda step, done, of: None) -> Pruned:
+    """Remove the data that no backup needs. Raises ``Locked`` while anybody uses the repository, and ``Damaged``."""
+    from cosmos_coherence.repository import locks
+    from cosmos_coherence.repository import prune as pruning
+
+    repository = store.open_repository(settings)
+    with locks.acquire(repository, exclusive=True) as lock:
+        plan = pruning.plan(repository)
+        if not dry_run and not plan.empty:
+            pruning.apply(repository, plan, lock, progress=progress)
+    return Pruned(
+        len(plan.remove),
+        len(plan.repack),
+        plan.freed_size,
+        plan.repacked_size,
+        plan.kept_size,
+        plan.unused_size,
+        dry_run,
+    )
+
+
+def copy(settings: Settings, target: Settings, *, project: str | None, names: tuple[str, ...] = ()) -> Copied:
+    """Copy backups (all of the project without ``names``) into another repository, which stores only what it lacks."""
+    from cosmos_coherence.repository import copying, locks
+
+    source, other = store.open_repository(settings), store.open_repository(target)
+    wanted = [store.find(source, name, project) for name in names] or store.kept(source, project)
+    with locks.acquire(source), locks.acquire(other):
+        return copying.copy(source, other, [each.snapshot for each in wanted], workers=settings.backup.workers)
+
+
+def second(settings: Settings, url: str, password_file: Path) -> Settings:
+    """The settings of the other repository: its URL and password, everything else as for the first."""
+    repository = settings.repository.model_copy(
+        update={"url": url, "password_file": settings.stack.directory / password_file, "password_command": ()}
+    )
+    return settings.model_copy(update={"repository": repository})
