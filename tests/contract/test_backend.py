@@ -448,6 +448,23 @@ def test_who_the_store_does_not_know_is_told_so_and_no_secret(weed: servers.S3, 
         s3(weed, "p", bucket="elsewhere").create()
 
 
+def test_the_environment_changes_nothing(
+    weed: servers.S3, rest: servers.Rest, sshd: servers.Sftp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever other programs are told there, a backend does what its arguments say."""
+    nowhere = "http://127.0.0.1:1"
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "other", "AWS_SECRET_ACCESS_KEY": "other", "AWS_SESSION_TOKEN": "other",
+        "AWS_ENDPOINT": nowhere, "AWS_ENDPOINT_URL": nowhere, "AWS_BUCKET": "other", "AWS_REGION": "other",
+        "AWS_SKIP_SIGNATURE": "true", "AWS_UNSIGNED_PAYLOAD": "true", "AWS_CONDITIONAL_PUT": "disabled",
+        "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true", "NETRC": "/nonexistent", "SSH_AUTH_SOCK": "/nonexistent",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    for backend in (s3(weed, "environment"), over_rest(rest, "environment"), sftp(sshd, "environment")):
+        backend.create()
+        probe(backend)
+
+
 def test_an_ssh_server_must_be_known_and_must_know_us(sshd: servers.Sftp, tmp_path: Path) -> None:
     empty, other, locked = tmp_path / "empty", tmp_path / "other", tmp_path / "locked"
     empty.write_text("")

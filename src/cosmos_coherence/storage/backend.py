@@ -62,15 +62,16 @@ class Backend(Protocol):
         """Store the concatenated buffers under that name: whole and durable when the call returns, or not there at all.
 
         Whoever lists or loads meanwhile never sees a part of it. A name that is there with as many bytes is left alone
-        (names are checksums, so it is the same file, from an earlier try); with another size it is ``Refused``.
+        (names are checksums, so it is the same file, from an earlier try); with another size it is ``Refused``, or
+        ``BackendUnavailable`` where fewer bytes may mean that a server has not got all of them yet.
         The buffers are not kept afterwards.
         """
         ...
 
     def load(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Exactly ``length`` bytes from ``offset``; up to the end without a length. Fewer are ``Damaged``,
-        as is an offset at or behind the end of a file that has one. A ``length`` is at least 1. ``NotFound`` as in
-        ``size``.
+        """Exactly ``length`` bytes from ``offset``; up to the end without a length. Fewer are ``Damaged``.
+
+        So is an offset above zero that is not before the end. A ``length`` is at least 1. ``NotFound`` as in ``size``.
         """
         ...
 

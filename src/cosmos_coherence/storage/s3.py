@@ -59,7 +59,8 @@ class S3Backend:
         }
         if ca:
             client["root_certificate"] = ca
-        # Handed over by a function, because beside plain values obstore would take a token out of the environment.
+        # All of it is said, because obstore looks for the rest in the environment; the keys are handed over by a
+        # function, because beside plain values it would even take a token from there.
         keys: S3Credential = {"access_key_id": key_id, "secret_access_key": secret, "token": None, "expires_at": None}
         self._store = S3Store(
             bucket,
@@ -67,6 +68,9 @@ class S3Backend:
             endpoint=endpoint,
             region=region,
             virtual_hosted_style_request=False,
+            conditional_put="etag",
+            skip_signature=False,
+            unsigned_payload=False,
             credential_provider=lambda: keys,
             client_options=client,
             retry_config={"max_retries": 0},
