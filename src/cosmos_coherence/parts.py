@@ -132,6 +132,10 @@ class BackupWriter(Sink, Protocol):
         """Bytes that this backup added to where backups lie; right after ``pack``."""
         ...
 
+    def last(self) -> Manifest | None:
+        """What the backup before said of itself, to guess how much will come; None where that is not known."""
+        ...
+
     def pack(self, manifest: Manifest) -> object:
         """Store all that the manifest names, durably, where nobody sees it yet."""
         ...

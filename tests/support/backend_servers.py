@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -276,8 +277,10 @@ def _run(*command: str | Path) -> None:
 def _running(command: Sequence[str | Path], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder
-        )
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder,
+            env={**os.environ, "TMPDIR": str(folder)},  # where the S3 server leaves its sockets
+        )  # fmt: skip
     try:
         yield server
     finally:

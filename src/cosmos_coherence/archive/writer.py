@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cosmos_coherence import errors, manifests
-from cosmos_coherence.archive import gzipped, names, readme, sums
+from cosmos_coherence.archive import gzipped, listing, names, readme, sums
 from cosmos_coherence.archive.folder import FolderFile, FolderWriter
 from cosmos_coherence.archive.outer import OuterTar
 from cosmos_coherence.archive.stored import Stored, StoredFile, sha256
@@ -112,6 +112,11 @@ class ArchiveWriter:
         tree = TarGzWriter(path, stored, self._pool, self._ahead, self._keep)
         self._trees.append(tree)
         return tree
+
+    def last(self) -> Manifest | None:
+        """The manifest of the newest archive beside this one."""
+        found = [archive.manifest for archive in listing.list_archives(self._directory) if not archive.safety]
+        return found[-1] if found else None
 
     def pack(self, manifest: Manifest) -> Path:
         """Write the archive of every file that the manifest names; what it does not name goes.

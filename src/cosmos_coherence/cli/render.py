@@ -11,20 +11,22 @@ from typing import Any
 import msgspec
 import typer
 
-from cosmos_coherence.flow.events import Emit, Event, Held, Noted, PartDone, Report, StepBegan, silent
+from cosmos_coherence.flow.events import Advanced, Emit, Event, Held, Noted, PartDone, Report, StepBegan, silent
 from cosmos_coherence.model import Gap
 
+_CLEAR = "\r\x1b[K"
 _STEPS = {
     "recover": "look for leftovers of earlier runs",
     "plan": "plan",
     "prepare": "copy files while the stack runs",
     "hold": "hold the writers",
     "capture": "capture",
-    "pack": "write the archive",
-    "verify": "read the archive back",
+    "pack": "write what names it all",
+    "verify": "look whether it is there and whole",
     "publish": "publish",
+    "export": "make the archive",
     "retention": "remove what is too old",
-    "open": "check the archive",
+    "open": "open the backup",
     "create": "create what is missing",
     "safety": "save what will be overwritten",
     "stage": "write the new state beside the old",
@@ -61,13 +63,36 @@ class Progress:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
+        self._redraws = sys.stderr.isatty()
+        self._drawn = False
 
     def __call__(self, event: Event) -> None:
-        """Tell one event."""
-        line = _line(event)
-        if line:
-            with contextlib.suppress(OSError, ValueError):
-                typer.echo(f"{time.monotonic() - self._began:7.1f} s  {line}", err=True)
+        """Tell one event. How far things have come is drawn over and over where that can be done, else not at all: then
+        there is a line for each part when it is done."""
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(event, Advanced):
+                if self._redraws:
+                    sys.stderr.write(f"{_CLEAR}{self._seconds()}  {advance(event)}")
+                    sys.stderr.flush()
+                    self._drawn = True
+            elif line := _line(event):
+                cleared = _CLEAR if self._drawn else ""
+                self._drawn = False
+                typer.echo(f"{cleared}{self._seconds()}  {line}", err=True)
+
+    def _seconds(self) -> str:
+        return f"{time.monotonic() - self._began:7.1f} s"
+
+
+def advance(event: Advanced) -> str:
+    """How far it is, for people: ``1.2 GiB of 3.4 GiB, 12,345 files, 210.0 MiB/s, 0:11 left  volumes/x``."""
+    whole = "" if event.total_bytes is None else f" of {size(event.total_bytes)}"
+    left = (
+        ""
+        if event.seconds_left is None
+        else f", {int(event.seconds_left) // 60}:{int(event.seconds_left) % 60:02} left"
+    )
+    return f"{size(event.all_bytes)}{whole}, {event.all_files:,} files, {size(event.bytes_per_s)}/s{left}  {event.name}"
 
 
 def _line(event: Event) -> str:
@@ -82,6 +107,8 @@ def _line(event: Event) -> str:
             return f"  {containers} writers stood still for {pause_ms:.1f} ms"
         case Noted(text):
             return f"  note: {text}"
+        case Advanced():
+            return advance(event)
 
 
 def progress(*, json_wanted: bool) -> Emit:

@@ -27,6 +27,7 @@ from cosmos_coherence.discover.coverage import Coverage
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow import recover, remember, retention, store, transfer
 from cosmos_coherence.flow.events import Held, PartDone, Report, Story
+from cosmos_coherence.flow.progress import Meter, MeteredWriter, expected_of
 from cosmos_coherence.flow.survey import survey
 from cosmos_coherence.flow.watch import watchdog_for
 from cosmos_coherence.flow.workers import gentle_pool, results
@@ -127,7 +128,8 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
     story.begin("plan")
     if plan.archive:
         _require_room(plan.directory, settings.backup.min_free)
-    with _writer(runtime, plan, settings, journal, story.run) as writer:
+    with _writer(runtime, plan, settings, journal, story.run) as plain:
+        writer = MeteredWriter(plain, Meter(story.tell, expected_of(plain.last())))
         opened: list[Source] = []
         try:
             setting = _setting(runtime, plan, settings, story.run, writer.spool)

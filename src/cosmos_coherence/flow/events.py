@@ -47,7 +47,23 @@ class Noted:
     text: str
 
 
-Event = StepBegan | PartDone | Held | Noted
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """So far have things come; told a few times a second, and never when it would be the only news."""
+
+    name: str
+    """What has just passed, as ``cosmos files`` names it."""
+    bytes_done: int
+    files_done: int
+    all_bytes: int
+    all_files: int
+    total_bytes: int | None
+    """Of everything; from the last backup, None where nobody knows."""
+    bytes_per_s: float
+    seconds_left: float | None
+
+
+Event = StepBegan | PartDone | Held | Noted | Advanced
 Emit = Callable[[Event], None]
 Step = Callable[[str], None]
 """Called with the name of each step just before it is taken; tests break a run there."""

@@ -19,6 +19,7 @@ from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow import backup as backing
 from cosmos_coherence.flow import recover, remember
 from cosmos_coherence.flow.events import PartDone, Report, Story
+from cosmos_coherence.flow.progress import Meter, MeteredReader, expected_of
 from cosmos_coherence.flow.undo import Undo
 from cosmos_coherence.model import Manifest, Part, Stack, VolumeRecord
 from cosmos_coherence.parts import BackupReader
@@ -239,8 +240,9 @@ def _restore(
         story.begin("stage")
         undo.staging(parts, _roots(parts, runtime.stack()))
         restorers = undo.restorers()
+        metered = MeteredReader(reader, Meter(story.tell, expected_of(plan.manifest)))
         for restorer in restorers:
-            restorer.stage(reader)
+            restorer.stage(metered)
             story.tell(PartDone(restorer.part.name, sum(file.size for file in restorer.part.files)))
             if isinstance(restorer, TreeRestorer | ConfigRestorer) and restorer.unset:
                 story.note(f"{restorer.part.name}: {restorer.unset} names keep another owner or lack attributes")

@@ -80,6 +80,12 @@ class RepositoryWriter:
         known = _known(self._repository, self._parent, name) if self._parent else {}
         return RepositoryTree(self._saver, self._cut, "/".join(steps), known, done)
 
+    def last(self) -> Manifest | None:
+        """The manifest of the stack's newest backup in the repository."""
+        with suppress(errors.CosmosError):
+            return RepositoryReader(self._repository, self._parent).manifest if self._parent else None
+        return None
+
     def pack(self, manifest: Manifest) -> None:
         """Store the manifest and the trees of the snapshot; everything is on the disk and in an index then."""
         assert manifest.id == self.id, f"the manifest of {manifest.id} for the backup {self.id}"
