@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from support.shop_stack import PASSWORD, WRITERS, ShopStack, shop_stack
+from support.shop_stack import PASSWORD, WRITERS, ShopStack, one_round, shop_stack
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
@@ -26,32 +26,6 @@ def writing(shop):
     """The stack while its writer writes."""
     shop.write()
     return shop
-
-
-def one_round(shop: ShopStack) -> float:
-    """Backup while the writer writes, ``down -v``, restore, compare while it waits; the pause in milliseconds."""
-    standing = shop.standing()
-    began = shop.reached()
-    saved = json.loads(shop.cosmos("backup", "--json").stdout)
-    assert saved["status"] == "done"
-    ended = shop.reached()
-    assert sum(ended.values()) > sum(began.values()), "nobody wrote meanwhile"
-    shop.compose("down", "-v", "--timeout", "2")
-    (shop.folder / "uploads" / "picture").unlink()
-
-    restored = json.loads(shop.cosmos("restore", saved["backup"], "--yes", "--json").stdout)
-    assert restored["status"] == "done"
-    found = shop.sequences()
-    assert all(one.of_one_instant for one in found.values()), found
-    assert all(began[w] <= found[w].database <= ended[w] for w in found), (began, found, ended)
-    assert shop.standing() == standing
-    states = json.loads(shop.run("docker", "compose", "ps", "--format", "json", "writer").stdout.splitlines()[0])
-    assert states["State"] == "running"
-
-    manifest = json.loads(shop.cosmos("show", saved["backup"], "--json").stdout)
-    assert manifest["pause_ms"] == pytest.approx(saved["pause_ms"], abs=0.01)
-    assert manifest["held"] == [f"{shop.project}-writer-1"]
-    return float(manifest["pause_ms"])
 
 
 def test_lost_and_restored_while_a_writer_writes_twice(shop, capsys):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from cosmos_coherence.flow import demo_writer
 from support import docker_stack, trees
@@ -285,3 +288,29 @@ def writer_image(stack: ShopStack) -> None:
     if stack.run("docker", "image", "inspect", PROGRAM_IMAGE, check=False).returncode:
         stack.run("docker", "build", "-q", "--network", "host", "-t", PROGRAM_IMAGE, str(ROOT))
     stack.run("docker", "build", "-q", "--network", "host", "-t", WRITER_IMAGE, "-", stdin=_DOCKERFILE)
+
+
+def one_round(shop: ShopStack) -> float:
+    """Backup while the writer writes, ``down -v``, restore, compare while it waits; the pause in milliseconds."""
+    standing = shop.standing()
+    began = shop.reached()
+    saved = json.loads(shop.cosmos("backup", "--json").stdout)
+    assert saved["status"] == "done"
+    ended = shop.reached()
+    assert sum(ended.values()) > sum(began.values()), "nobody wrote meanwhile"
+    shop.compose("down", "-v", "--timeout", "2")
+    (shop.folder / "uploads" / "picture").unlink()
+
+    restored = json.loads(shop.cosmos("restore", saved["backup"], "--yes", "--json").stdout)
+    assert restored["status"] == "done"
+    found = shop.sequences()
+    assert all(one.of_one_instant for one in found.values()), found
+    assert all(began[w] <= found[w].database <= ended[w] for w in found), (began, found, ended)
+    assert shop.standing() == standing
+    states = json.loads(shop.run("docker", "compose", "ps", "--format", "json", "writer").stdout.splitlines()[0])
+    assert states["State"] == "running"
+
+    manifest = json.loads(shop.cosmos("show", saved["backup"], "--json").stdout)
+    assert manifest["pause_ms"] == pytest.approx(saved["pause_ms"], abs=0.01)
+    assert manifest["held"] == [f"{shop.project}-writer-1"]
+    return float(manifest["pause_ms"])
