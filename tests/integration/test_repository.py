@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cosmos_coherence.drivers.embedded import DATABASE
 from cosmos_coherence.flow import store
 from cosmos_coherence.repository import locks
 from support import restic as referee
@@ -127,6 +128,24 @@ def test_what_a_person_looks_at(stack, saved):
     assert [one["id"] for one in listed] == sorted(one["id"] for one in listed)
     assert told(stack, "check", "--read-data", "all")["checked"] is True
     assert told(stack, "status")["last_backup"]["id"] == second["backup"]
+
+
+def test_one_table_comes_back_beside_the_others(stack, saved):
+    first, _ = saved
+    rows = "SELECT md5(string_agg(i::text, ',' ORDER BY id)) FROM ballast.items i"
+    told(stack, "restore", first["backup"], "--yes")
+    before = stack.sql(rows)
+    stack.sql("DROP TABLE ballast.items CASCADE")
+    dumped = call(stack, "dump", first["backup"], "database.sql", "--table", "ballast.items")
+    assert dumped.returncode == 0, dumped.stderr
+    assert dumped.stdout.count("CREATE TABLE") == 1
+    with stack.runtime.run("db", ["psql", "-qX", "-v", "ON_ERROR_STOP=1", "-d", DATABASE], stdin=True) as psql:
+        psql.stdin.write(dumped.stdout.encode())
+        psql.stdin.close()
+    assert stack.sql(rows) == before
+    missing = call(stack, "dump", first["backup"], "database.sql", "--table", "ballast.nothing")
+    assert (missing.returncode, "no rows of a table" in missing.stderr) == (4, True)
+    told(stack, "restore", first["backup"], "--yes")
 
 
 def test_nothing_opens_without_the_password_and_no_backup_holds_it(stack, saved, tmp_path):
@@ -270,6 +289,18 @@ def test_a_backup_that_is_killed_heals_and_what_it_stored_is_used(stack, saved, 
     assert again.status == "done", again.failure
     assert stack.leftovers() == []
     restic(stack, tmp_path, "check")
+
+
+@pytest.mark.parametrize(("name", "lost_mib"), [("pack", 32), ("publish", 1)])
+def test_what_a_killed_run_has_stored_is_not_stored_again(stack, saved, rng, name, lost_mib):
+    """``pack``: packs are there that no index names, and the one that was open is lost. ``publish``: all is there."""
+    big = stack.files / "ballast" / "big"
+    big.write_bytes(rng.randbytes(64 << 20))
+    stack.killed_at(name, "backup")
+    again = stack.backup()
+    assert again.status == "done", again.failure
+    assert again.size < (lost_mib << 20) + (2 << 20)
+    big.unlink()
 
 
 @pytest.mark.parametrize("name", ["safety", "swap", "finish"])

@@ -180,11 +180,12 @@ def diff(
 def dump(
     backup_name: Annotated[str, typer.Argument(metavar="ID|FILE|latest")],
     path: Annotated[str, typer.Argument(help="As `cosmos files` lists it.")],
+    table: Annotated[str, typer.Option("--table", help="Only this table of the SQL: public.items.")] = "",
 ) -> None:
-    """Write one file of a backup to standard output."""
+    """Write one file of a backup, or one table, to standard output."""
     from cosmos_coherence.cli import repository as verbs
 
-    _finish(verbs.dump(backup_name, path))
+    _finish(verbs.dump(backup_name, path, table=table))
 
 
 @app.command()

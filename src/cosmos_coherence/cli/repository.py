@@ -62,13 +62,16 @@ def diff(before: str, after: str, *, as_json: bool) -> int:
     return 0
 
 
-def dump(name: str, path: str) -> int:
-    """Write one file of a backup to standard output; the exit status."""
+def dump(name: str, path: str, *, table: str) -> int:
+    """Write one file of a backup, or one table, to standard output; the exit status."""
     settings = context.settings()
     if sys.stdout.isatty():
         raise errors.Refused("the terminal is no place for the bytes of a file", remedy="Redirect it: > FILE.")
     with context.opened(name, settings) as reader:
-        contents.dump(reader, path, sys.stdout.buffer)
+        if table:
+            contents.dump_table(reader, path, table, sys.stdout.buffer)
+        else:
+            contents.dump(reader, path, sys.stdout.buffer)
         sys.stdout.buffer.flush()
     return 0
 

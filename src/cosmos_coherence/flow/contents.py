@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from cosmos_coherence import errors
+from cosmos_coherence.flow import table
 from cosmos_coherence.model import Entry
 from cosmos_coherence.parts import CONFIGS, TREES, BackupReader, stream_steps, tree_steps
 from cosmos_coherence.sources import tree_print, tree_write
@@ -88,6 +89,19 @@ def dump(reader: BackupReader, path: str, out: BinaryIO) -> int:
     if target is not None:
         return dump(reader, f"{name}/{os.fsdecode(target)}", out)
     raise errors.NotFound(f"{path} is no file in backup {reader.manifest.id}", remedy="`cosmos files` lists it.")
+
+
+def dump_table(reader: BackupReader, path: str, name: str, out: BinaryIO) -> int:
+    """Write one table of the SQL at ``path`` to ``out``; how many bytes. ``NotFound`` when either is not there."""
+    if path not in reader.names() or not path.endswith(".sql"):
+        raise errors.NotFound(
+            f"backup {reader.manifest.id} holds no SQL called {path}", remedy="`cosmos files` lists what it holds."
+        )
+    size = 0
+    with reader.open(path) as sql:
+        for line in table.only(sql, name):
+            size += out.write(line)
+    return size
 
 
 def extract(reader: BackupReader, folder: Path, only: tuple[str, ...] = ()) -> tuple[str, ...]:
