@@ -45,7 +45,13 @@ def forget(*, dry_run: bool, prune: bool, keep_within: str | None, as_json: bool
     plan = retention.plan(settings, directory, project=project, now_s=time.time())
     gone = plan.remove
     if not dry_run:
-        gone = retention.apply(settings, directory, project=project, now_s=time.time())
+        state = None
+        if plan.repository.remove:  # then the host's record of its backups has to be told
+            runtime = context.runtime(settings)
+            if (status := beside.volumes(runtime, settings)) is not None:
+                return status
+            state = runtime.state_directory()
+        gone = retention.apply(settings, directory, project=project, now_s=time.time(), state=state)
     pruned = upkeep.prune(settings, dry_run=dry_run) if prune else None
     if as_json:
         render.as_json({"keep": plan.keep, "remove": gone, "dry_run": dry_run, "pruned": pruned})

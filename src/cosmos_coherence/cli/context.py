@@ -41,7 +41,7 @@ def settings(*, keep_within: str | None = None) -> Settings:
     if not folder.is_dir():
         raise errors.NotFound(f"there is no folder {folder}", remedy="Name the project's folder with --directory.")
     runtime = "process" if (folder / "stack.json").exists() else None
-    return declaration.load(
+    found = declaration.load(
         folder,
         file=given.config,
         stack__project=given.project,
@@ -49,6 +49,22 @@ def settings(*, keep_within: str | None = None) -> Settings:
         stack__runtime=runtime,
         retention__keep_within=keep_within,
     )
+    if _alone(found):
+        return found.model_copy(update={"stack": found.stack.model_copy(update={"runtime": "process"})})
+    return found
+
+
+def _alone(found: Settings) -> str:
+    """The name of a project that is nothing but folders which its settings name; empty when there is more to it."""
+    from cosmos_coherence.drivers import compose
+
+    folder = found.stack.directory
+    more = given.files or (folder / "stack.json").exists() or compose.files_of(folder)
+    if more or not found.source or any(source.kind != "files" for source in found.source):
+        return ""
+    if found.stack.project and found.stack.runtime == "docker":
+        return ""  # a stack of the engine that is named, with folders beside it
+    return found.stack.project or compose.project_of(folder)
 
 
 def runtime(found: Settings, *, files: tuple[Path, ...] | None = None, project: str | None = None) -> Runtime:
@@ -57,7 +73,7 @@ def runtime(found: Settings, *, files: tuple[Path, ...] | None = None, project: 
     if found.stack.runtime == "process":
         from cosmos_coherence.drivers.local import LocalRuntime
 
-        return LocalRuntime(folder)
+        return LocalRuntime(folder, alone="" if (folder / "stack.json").exists() else project or _alone(found))
     from cosmos_coherence.drivers.docker import DockerRuntime, project_of
 
     chosen = given.files if files is None else files
@@ -80,11 +96,19 @@ def project(found: Settings) -> str | None:
     if found.stack.runtime == "process":
         from cosmos_coherence.drivers import stackfile
 
-        return stackfile.read(folder).project
+        return _alone(found) or stackfile.read(folder).project
     from cosmos_coherence.drivers import compose
 
     chosen = tuple((folder / f).resolve() for f in given.files) or compose.files_of(folder)
     return compose.project_of(folder, chosen) if chosen else None
+
+
+def state(found: Settings) -> Path | None:
+    """The stack's state directory; None where there is no stack, or where it cannot be reached from here."""
+    try:
+        return runtime(found).state_directory()
+    except errors.CosmosError:
+        return None
 
 
 def backups(found: Settings) -> Path:

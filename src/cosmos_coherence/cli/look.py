@@ -126,10 +126,13 @@ def check(name: str, *, read_data: str, as_json: bool) -> int:
 
 
 def _check_repository(settings: Settings, share: float, *, as_json: bool) -> int:
-    found = upkeep.check(settings, read_share=share)
+    checked = upkeep.check(settings, read_share=share, state=context.state(settings), project=context.project(settings))
+    found, status = checked.report, "done" if checked.report.sound else "failed"
     if as_json:
-        render.as_json({"status": "done" if found.sound else "failed", "checked": found.sound, "report": found})
+        render.as_json({"status": status, "checked": found.sound, "report": found, "note": checked.note})
     else:
+        if checked.note:
+            typer.echo(checked.note, err=True)
         for fault in found.faults:
             typer.echo(f"{fault.kind} {fault.name[:8]}: {fault.what}", err=True)
         typer.echo(

@@ -31,7 +31,10 @@ def restore(name: str, *, only: tuple[str, ...], dry_run: bool, yes: bool, as_js
         rebuilt = rebuild.from_nothing(runtime, directory, reader, run=run, dry_run=dry_run)
         if rebuilt.compose_files:
             runtime = context.runtime(settings, files=rebuilt.compose_files, project=project)
-        plan = flow.plan_restore(runtime, reader.manifest, only=only, rebuilt=bool(rebuilt.compose_files))
+        declared = [source.path.resolve() for source in settings.source if source.path]
+        plan = flow.plan_restore(
+            runtime, reader.manifest, only=only, rebuilt=bool(rebuilt.compose_files), declared=declared
+        )
         if dry_run:
             _print_plan(plan, as_json=as_json)
             return 0

@@ -23,7 +23,7 @@ from typing import BinaryIO
 from cosmos_coherence import errors
 from cosmos_coherence.drivers import process, stackfile
 from cosmos_coherence.drivers.process import Facts, LocalChild
-from cosmos_coherence.drivers.stackfile import MountSpec, ServiceSpec
+from cosmos_coherence.drivers.stackfile import MountSpec, ServiceSpec, StackSpec
 from cosmos_coherence.model import HoldTarget, Mount, Service, ServiceState, Stack, Volume, VolumeRecord
 
 _POLL_S = 0.02
@@ -31,16 +31,20 @@ _PROBE_TIMEOUT_S = 10.0
 
 
 class LocalRuntime:
-    """The stack in ``folder``; keeps the promises of ``drivers.runtime.Runtime``. Its file is read anew each time."""
+    """The stack in ``folder``; keeps the promises of ``drivers.runtime.Runtime``. Its file is read anew each time.
+
+    ``alone`` is the name of a project that has no such file, and no service: nothing but folders that settings name.
+    """
 
     kind = "process"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, alone: str = "") -> None:
         self.folder = folder.resolve()
+        self._alone = StackSpec(project=alone, services=()) if alone else None
 
     def stack(self) -> Stack:
         """See ``Runtime``. Health is not asked for here, only by ``wait_ready``."""
-        spec = stackfile.read(self.folder)
+        spec = self._read()
         labels = {short: volume.labels for short, volume in spec.volumes.items()}
         folders = self.folder / "volumes"
         found = [p.name for p in folders.iterdir() if p.is_dir()] if folders.is_dir() else []
@@ -48,12 +52,15 @@ class LocalRuntime:
             project=spec.project,
             runtime="process",
             directory=self.folder,
-            config_files=(self.folder / stackfile.FILE_NAME,),
+            config_files=() if self._alone else (self.folder / stackfile.FILE_NAME,),
             services=tuple(self._service(service, spec.project) for service in spec.services),
             volumes=tuple(
                 self._volume(spec.project, short, labels.get(short, {})) for short in sorted({*labels, *found})
             ),
         )
+
+    def _read(self) -> StackSpec:
+        return self._alone or stackfile.read(self.folder)
 
     def state_directory(self) -> Path:
         """See ``Runtime``."""
@@ -140,12 +147,12 @@ class LocalRuntime:
 
     def create(self) -> None:
         """See ``Runtime``."""
-        for short in stackfile.read(self.folder).volumes:
+        for short in self._read().volumes:
             self._make_volume(short)
 
     def create_volume(self, record: VolumeRecord) -> Volume:
         """See ``Runtime``. ``ConfigurationError`` for a name that cannot be a volume of this stack."""
-        spec = stackfile.read(self.folder)
+        spec = self._read()
         short = record.name.removeprefix(f"{spec.project}_")
         if short == record.name or not re.fullmatch(stackfile.NAME_PATTERN, short):
             raise errors.ConfigurationError(
@@ -158,7 +165,7 @@ class LocalRuntime:
 
     def destroy(self) -> None:
         """Stop everything and delete the volumes with all that is in them. For the demo, which brings it back."""
-        self.stop([s.name for s in stackfile.read(self.folder).services], timeout_s=10.0)
+        self.stop([s.name for s in self._read().services], timeout_s=10.0)
         with on_disk():
             for folder in sorted(self._made("volumes").iterdir()):
                 shutil.rmtree(folder)
@@ -207,7 +214,7 @@ class LocalRuntime:
 
     def _ordered(self, names: Iterable[str]) -> list[ServiceSpec]:
         """The services of these names, dependencies first."""
-        spec = stackfile.read(self.folder)
+        spec = self._read()
         wanted = set(names)
         for unknown in sorted(wanted - {s.name for s in spec.services}):
             raise errors.NotFound(f"stack {spec.project} has no service {unknown}")
@@ -269,7 +276,7 @@ class LocalRuntime:
         path = self._made("volumes", 0o711) / short
         if path.is_dir():
             return
-        users = [s.user for s in stackfile.read(self.folder).services if any(m.volume == short for m in s.volumes)]
+        users = [s.user for s in self._read().services if any(m.volume == short for m in s.volumes)]
         with on_disk():
             path.mkdir(mode=0o700)
             if users and users[0] and os.geteuid() == 0:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cosmos_coherence
 from cosmos_coherence import errors, sources
@@ -25,7 +26,7 @@ from cosmos_coherence.cut.lock import run_lock
 from cosmos_coherence.discover import configuration, foreign
 from cosmos_coherence.discover.coverage import Coverage
 from cosmos_coherence.drivers.runtime import Runtime
-from cosmos_coherence.flow import recover, remember, retention, store, transfer
+from cosmos_coherence.flow import known, recover, remember, retention, store, transfer
 from cosmos_coherence.flow.events import Held, PartDone, Report, Story
 from cosmos_coherence.flow.progress import Meter, MeteredWriter, expected_of
 from cosmos_coherence.flow.survey import survey
@@ -37,6 +38,9 @@ from cosmos_coherence.settings import Settings
 from cosmos_coherence.sources.base import Source
 from cosmos_coherence.sources.redis import RedisSource, restore_settings
 from cosmos_coherence.storage import local
+
+if TYPE_CHECKING:
+    from cosmos_coherence.repository.repository import Repository
 
 _HEALTH_BACK_S = 30.0
 
@@ -128,7 +132,7 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
     story.begin("plan")
     if plan.archive:
         _require_room(plan.directory, settings.backup.min_free)
-    with _writer(runtime, plan, settings, journal, story.run) as plain:
+    with _writer(runtime, plan, settings, journal, story) as plain:
         writer = MeteredWriter(plain, Meter(story.tell, expected_of(plain.last())))
         opened: list[Source] = []
         try:
@@ -151,7 +155,7 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
         story.begin("publish")
         path = writer.publish()
     exported = _exported(settings, plan, manifest, story)
-    removed = _retire(settings, plan, story) if manifest.complete and not plan.safety else ()
+    removed = _retire(runtime, settings, plan, story) if manifest.complete and not plan.safety else ()
     return story.report(
         "done" if manifest.complete else "incomplete",
         backup=manifest.id,
@@ -167,15 +171,20 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
 
 @contextmanager
 def _writer(
-    runtime: Runtime, plan: BackupPlan, settings: Settings, journal: Journal, run: str
+    runtime: Runtime, plan: BackupPlan, settings: Settings, journal: Journal, story: Story
 ) -> Iterator[BackupWriter]:
     """The backup to be, journalled before it begins; what was not published of it goes at the end."""
-    identity = store.new_identity(plan.directory)
-    spool = spool_of(runtime.state_directory() if plan.repository else plan.directory, identity)
-    note = journal.open(SpoolRecord(run, str(spool), **_servers(plan)))
+    identity, project, state = store.new_identity(plan.directory), plan.stack.project, runtime.state_directory()
+    spool = spool_of(state if plan.repository else plan.directory, identity)
+    note = journal.open(SpoolRecord(story.run, str(spool), **_servers(plan)))
+
+    def published(repository: Repository, snapshot: str) -> None:
+        if said := known.add(state, repository, project, known.Backup(identity, snapshot)):
+            story.note(said)
+
     try:
         if plan.repository:
-            writer: BackupWriter = store.repository_writer(settings, identity, plan.stack.project, spool)
+            writer: BackupWriter = store.repository_writer(settings, identity, project, spool, published=published)
         else:
             writer = ArchiveWriter(plan.directory, identity, workers=settings.backup.workers)
         try:
@@ -196,11 +205,12 @@ def _exported(settings: Settings, plan: BackupPlan, manifest: Manifest, story: S
         return transfer.export(reader, plan.directory, workers=settings.backup.workers)
 
 
-def _retire(settings: Settings, plan: BackupPlan, story: Story) -> tuple[str, ...]:
+def _retire(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story) -> tuple[str, ...]:
     """Archives that are too old go; whatever keeps them here takes nothing from the one that was just made."""
     try:
         story.begin("retention")
-        return retention.apply(settings, plan.directory, project=plan.stack.project, now_s=time.time())
+        state = runtime.state_directory()
+        return retention.apply(settings, plan.directory, project=plan.stack.project, now_s=time.time(), state=state)
     except errors.CosmosError as error:
         story.note(f"the backup is made, but older ones could not be removed: {error.message}")
     except KeyboardInterrupt:

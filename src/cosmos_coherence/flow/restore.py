@@ -59,6 +59,8 @@ class RestorePlan:
     """The parts that were asked for; all when empty."""
     rebuilt: bool = False
     """The stack was just made from the backup's own files."""
+    declared: tuple[Path, ...] = ()
+    """Folders that the settings name as sources: files may go there though the stack does not mount them."""
 
     @property
     def overwrites(self) -> bool:
@@ -67,9 +69,14 @@ class RestorePlan:
 
 
 def plan_restore(
-    runtime: Runtime, manifest: Manifest, *, only: Sequence[str] = (), rebuilt: bool = False
+    runtime: Runtime,
+    manifest: Manifest,
+    *,
+    only: Sequence[str] = (),
+    rebuilt: bool = False,
+    declared: Sequence[Path] = (),
 ) -> RestorePlan:
-    """Compare the backup with the stack as it is. ``only`` and ``rebuilt`` are told by the plan.
+    """Compare the backup with the stack as it is. ``only``, ``rebuilt`` and ``declared`` are told by the plan.
 
     Raises ``NotFound`` for a part that the backup does not hold, ``Refused`` when a container outside the stack uses
     what would be replaced.
@@ -84,7 +91,8 @@ def plan_restore(
     )
     lost_names = {v.name for v in lost}
     overwrite_config = "config" in only
-    steps = tuple(_step(part, stack, lost_names, overwrite_config=overwrite_config) for part in parts)
+    allowed = tuple(declared)
+    steps = tuple(_step(part, stack, lost_names, allowed, overwrite_config=overwrite_config) for part in parts)
     touched = {p.volume for p in parts if p.volume}
     for neighbour in stack.neighbours:
         if neighbour.state == "running" and any(m.source in touched and m.writable for m in neighbour.mounts):
@@ -119,6 +127,7 @@ def plan_restore(
         overwrite_config=overwrite_config,
         only=tuple(only),
         rebuilt=rebuilt,
+        declared=allowed,
     )
 
 
@@ -139,37 +148,38 @@ def _wanted(record: VolumeRecord, parts: tuple[Part, ...]) -> bool:
     return record.short == STATE_VOLUME or any(p.volume == record.name for p in parts)
 
 
-def _step(part: Part, stack: Stack, lost: set[str], *, overwrite_config: bool) -> Step:
+def _step(part: Part, stack: Stack, lost: set[str], declared: tuple[Path, ...], *, overwrite_config: bool) -> Step:
     if part.kind == "config":
         if overwrite_config:
             return Step(part, "overwrite", "configuration files that differ")
         return Step(part, "keep", "files that are missing are written, others stay as they are")
     if part.volume in lost:
         return Step(part, "create", f"volume {part.volume}")
-    if part.kind == "files" and not _files_root(part, stack).exists():
-        return Step(part, "create", str(_files_root(part, stack)))
+    if part.kind == "files" and not _files_root(part, stack, declared).exists():
+        return Step(part, "create", str(_files_root(part, stack, declared)))
     service = stack.service(part.service) if part.service else None
     if part.service and service is None:
         raise errors.NotFound(
             f"the stack has no service {part.service} for part {part.name}",
             remedy="Restore with the backup's own Compose files in an empty folder, or choose parts with --only.",
         )
-    return Step(part, "overwrite", part.volume or str(_files_root(part, stack)))
+    return Step(part, "overwrite", part.volume or str(_files_root(part, stack, declared)))
 
 
-def _files_root(part: Part, stack: Stack) -> Path:
-    """Where a bind mount's files go: below the project's folder, or to a path that the live stack itself mounts.
+def _files_root(part: Part, stack: Stack, declared: tuple[Path, ...]) -> Path:
+    """Where a part of files goes: below the project's folder, or to a path that the live stack mounts or the settings
+    declare.
 
     The path comes from the archive, so nothing else is believed: ``Hostile`` for any other.
     """
     path = Path(part.details.get("path", ""))
     mounted = {m.source for s in stack.services for m in s.mounts if m.kind == "bind" and m.writable}
-    if str(path) in mounted:
+    if str(path) in mounted or path in declared:
         return path
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise errors.Hostile(
-            f"part {part.name} wants to be written to {path}, which the stack does not mount",
-            remedy="Restore the other parts with --only, and this one by hand from the archive.",
+            f"part {part.name} wants to be written to {path}, which the stack does not mount and no setting names",
+            remedy="Name it as a `[[source]]` in cosmos.toml, or write it elsewhere with `cosmos restore --to DIR`.",
         )
     return stack.directory / path
 
@@ -200,7 +210,9 @@ def restore(
         with run_lock(state, run=story.run, what="restore"):
             if recover.healed(runtime, state, story, backups=backups):
                 # what was planned was half restored or stood still
-                plan = plan_restore(runtime, plan.manifest, only=plan.only, rebuilt=plan.rebuilt)
+                plan = plan_restore(
+                    runtime, plan.manifest, only=plan.only, rebuilt=plan.rebuilt, declared=plan.declared
+                )
             report = _restore(runtime, settings, plan, reader, story, Journal(state), backups=backups)
     except errors.CosmosError as error:
         report = story.failed(error, backup=plan.manifest.id)
@@ -238,7 +250,7 @@ def _restore(
         _create(runtime, plan, story)
         safety = _safety_backup(runtime, settings, plan, story, journal, backups=backups)
         story.begin("stage")
-        undo.staging(parts, _roots(parts, runtime.stack()))
+        undo.staging(parts, _roots(parts, runtime.stack(), plan.declared))
         restorers = undo.restorers()
         metered = MeteredReader(reader, Meter(story.tell, expected_of(plan.manifest)))
         for restorer in restorers:
@@ -341,14 +353,14 @@ def _safety_backup(
     return report.path
 
 
-def _roots(parts: tuple[Part, ...], stack: Stack) -> dict[str, str]:
+def _roots(parts: tuple[Part, ...], stack: Stack, declared: tuple[Path, ...]) -> dict[str, str]:
     """The folder of each part that has one."""
     found: dict[str, Path | None] = {}
     for part in parts:
         if part.kind == "config":
             found[part.name] = stack.directory
         elif part.kind == "files":
-            found[part.name] = _files_root(part, stack)
+            found[part.name] = _files_root(part, stack, declared)
         elif (volume := stack.volume(part.volume) if part.volume else None) is not None:
             found[part.name] = volume.path
     return {name: str(path) for name, path in found.items() if path is not None}

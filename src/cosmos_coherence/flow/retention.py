@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosmos_coherence import errors
 from cosmos_coherence.archive import listing
 from cosmos_coherence.archive import retention as archives
 from cosmos_coherence.archive.listing import ArchiveInfo
 from cosmos_coherence.archive.retention import RetentionPlan
-from cosmos_coherence.flow import store
+from cosmos_coherence.flow import known, store
 from cosmos_coherence.flow.store import Kept
 from cosmos_coherence.settings import Settings
 
@@ -44,8 +45,13 @@ def plan(settings: Settings, directory: Path, *, project: str | None, now_s: flo
     )
 
 
-def apply(settings: Settings, directory: Path, *, project: str | None, now_s: float) -> tuple[str, ...]:
-    """Plan, then remove what the plan names; the ids that went. Data in the repository go with the next prune."""
+def apply(
+    settings: Settings, directory: Path, *, project: str | None, now_s: float, state: Path | None
+) -> tuple[str, ...]:
+    """Plan, then remove what the plan names; the ids that went. Data in the repository go with the next prune.
+
+    ``state`` is the stack's state directory, whose record of backups (``known``) is told; None where there is none.
+    """
     planned = plan(settings, directory, project=project, now_s=now_s)
     archives.apply(planned.archives)
     if planned.repository.remove:
@@ -54,5 +60,12 @@ def apply(settings: Settings, directory: Path, *, project: str | None, now_s: fl
         repository = store.open_repository(settings)
         with locks.acquire(repository, exclusive=False):
             for each in planned.repository.remove:
-                repository.remove_snapshot(each.snapshot)
+                if state:  # first: what is gone and still known would be missed for ever
+                    known.forget(state, repository.config.id, each.snapshot)
+                try:
+                    repository.remove_snapshot(each.snapshot)
+                except errors.CosmosError:
+                    if state:
+                        known.add(state, repository, each.project, known.Backup(each.id, each.snapshot))
+                    raise
     return planned.remove

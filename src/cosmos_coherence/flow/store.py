@@ -6,7 +6,7 @@ The repository's engine is loaded only when there is one: whoever keeps archives
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -187,11 +187,25 @@ def manifest_of(repository: Repository, backup: Kept) -> Manifest:
     return RepositoryReader(repository, backup.listed).manifest
 
 
-def repository_writer(settings: Settings, identity: str, project: str, spool: Path) -> BackupWriter:
-    """A new backup in the configured repository. Raises as ``open_repository`` and ``RepositoryWriter``."""
+def repository_writer(
+    settings: Settings,
+    identity: str,
+    project: str,
+    spool: Path,
+    *,
+    published: Callable[[Repository, str], None] = lambda repository, snapshot: None,
+) -> BackupWriter:
+    """A new backup in the configured repository. Raises as ``open_repository`` and ``RepositoryWriter``.
+
+    ``published`` is told the repository and the snapshot's id when the backup is there; it may not raise.
+    """
     from cosmos_coherence.repository.writer import RepositoryWriter
 
-    return RepositoryWriter(open_repository(settings), identity, project, spool, workers=settings.backup.workers)
+    repository = open_repository(settings)
+    return RepositoryWriter(
+        repository, identity, project, spool, workers=settings.backup.workers,
+        published=lambda snapshot: published(repository, snapshot),
+    )  # fmt: skip
 
 
 def new_identity(directory: Path) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cosmos_coherence.flow import store
+from cosmos_coherence import errors
+from cosmos_coherence.flow import known, store
 from cosmos_coherence.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,17 +33,44 @@ class Pruned:
     dry_run: bool
 
 
-def check(settings: Settings, *, read_share: float = 0.0) -> checking.Report:
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check found."""
+
+    report: checking.Report
+    note: str
+    """What there is to say of the comparison with this host's own record; mostly nothing."""
+
+
+def check(
+    settings: Settings, *, read_share: float = 0.0, state: Path | None = None, project: str | None = None
+) -> Checked:
     """Look at everything in the repository, and read a share of its data, another one every day.
 
-    Raises as ``store.open_repository``, ``Locked`` during a prune, and the backend's errors.
+    With ``state`` (the stack's state directory) and ``project``, a backup that this host knows and that is not there
+    is a fault. Raises as ``store.open_repository``, ``Locked`` during a prune, and the backend's errors.
     """
     from cosmos_coherence.repository import check as checking
     from cosmos_coherence.repository import locks
 
     repository = store.open_repository(settings)
     with locks.acquire(repository):
-        return checking.check(repository, read_share=read_share, day=int(time.time() // _DAY_S))
+        report = checking.check(repository, read_share=read_share, day=int(time.time() // _DAY_S))
+        if state is None or project is None:
+            return Checked(report, "not compared with this host's own record, which cannot be reached from here")
+        try:
+            gone, note = known.missing(state, repository, project)
+        except errors.CosmosError as error:  # a repository that cannot be listed has faults enough to be told
+            return Checked(report, f"not compared with this host's own record: {error.message}")
+    file = known.file_of(state, repository.config.id)
+    faults = [
+        checking.Fault(
+            "snapshot", each.snapshot, f"backup {each.backup} was here and is gone, and was not forgotten from here; "
+            f"if you removed it on purpose, remove {file}",
+        )
+        for each in gone
+    ]  # fmt: skip
+    return Checked(replace(report, faults=(*report.faults, *faults)), note)
 
 
 def prune(settings: Settings, *, dry_run: bool, progress: Progress = lambda step, done, of: None) -> Pruned:
