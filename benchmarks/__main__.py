@@ -7,14 +7,18 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import start_up, volume
+from benchmarks import repository, start_up, volume
 
 RESULTS = Path("data/results")
 
 
 def main() -> None:
     began = time.monotonic()
-    tables = {"start-up": start_up.measure(), "volume of 1 GiB": volume.measure()}
+    tables = {
+        "start-up": start_up.measure(),
+        "volume of 1 GiB": volume.measure(),
+        "repository, beside restic": repository.measure(),
+    }
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
     taken = datetime.now(UTC).isoformat(timespec="seconds")
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -171,6 +171,19 @@ class PartReader(Protocol):
         """All logical names, sorted."""
         ...
 
+    def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
+        """The entries of a tree, each with the SHA-256 of a regular file's content. Errors as ``tree``."""
+        ...
+
+    def place(self, name: str, folder: Path) -> int | None:
+        """Write a whole tree into an empty folder, whose own metadata stay, where that is faster than entry by entry.
+
+        Returns how many names could not be given their owner or attributes; None when it has to be done entry by entry.
+        The rules are those of writing what nobody has to trust, and all is on the disk. Errors as ``tree``, ``NoRoom``,
+        and ``RestoreFailed``.
+        """
+        ...
+
 
 class BackupReader(PartReader, Protocol):
     """One backup, opened for restoring."""
@@ -182,8 +195,4 @@ class BackupReader(PartReader, Protocol):
 
     def logical(self, file: PartFile) -> str:
         """The logical name of a file that the manifest names."""
-        ...
-
-    def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
-        """The entries of a tree, each with the SHA-256 of a regular file's content. Errors as ``tree``."""
         ...

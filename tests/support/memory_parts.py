@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import BinaryIO
 
 from cosmos_coherence import errors
@@ -50,6 +51,9 @@ class MemoryReader:
 
     streams: dict[str, bytes] = field(default_factory=dict)
     trees: dict[str, Tree] = field(default_factory=dict)
+
+    def place(self, name: str, folder: Path) -> None:
+        return None
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:

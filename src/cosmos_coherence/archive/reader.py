@@ -93,6 +93,9 @@ class ArchiveReader:
             if stream.total != file.plain_size:
                 raise errors.Damaged(f"{name} unpacks to {stream.total} bytes, declared are {file.plain_size}")
 
+    def place(self, name: str, folder: Path) -> None:
+        """An archive is read entry by entry."""
+
     def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
         """As ``parts.BackupReader`` says; everything is read."""
         for entry, content in self.tree(name):

@@ -121,14 +121,18 @@ def extract(reader: BackupReader, folder: Path, only: tuple[str, ...] = ()) -> t
     local.make_private(folder)
     for name in sorted(names):
         place = folder.joinpath(*(tree_steps(name) if is_tree(name) else stream_steps(name)))
-        local.make_private(place.parent)
-        if is_tree(name):
-            local.make_private(place)
-            written = tree_write.write_tree(reader.tree(name), place, size=_tree_size(reader, name))
-            tree_write.apply(os.fsencode(place), written.root)
-        else:
-            with local.translated(f"writing {place}"), place.open("xb") as out, reader.open(name) as content:
-                _copy(content, out)
+        try:
+            local.make_private(place.parent)
+            if is_tree(name):
+                local.make_private(place)
+                written = tree_write.write_part(reader, name, place, size=_tree_size(reader, name))
+                tree_write.apply(os.fsencode(place), written.root)
+            else:
+                with local.translated(f"writing {place}"), place.open("xb") as out, reader.open(name) as content:
+                    _copy(content, out)
+        except errors.CosmosError as error:
+            error.add(f"what lies in {folder} is not whole")
+            raise
     return tuple(sorted(names))
 
 

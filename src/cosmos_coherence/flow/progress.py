@@ -141,6 +141,15 @@ class MeteredReader:
         """As ``parts.BackupReader`` says."""
         return self._reader.hashed(name)
 
+    def place(self, name: str, folder: Path) -> int | None:
+        """As ``parts.PartReader`` says; told when it is done."""
+        unset = self._reader.place(name, folder)
+        if unset is not None:
+            trees = (p.fingerprint.tree for p in self.manifest.parts if name in map(self.logical, p.files))
+            tree = next((tree for tree in trees if tree), None)
+            self._meter.add(name, tree.size if tree else 0, tree.files if tree else 0)
+        return unset
+
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """As ``parts.PartReader`` says."""

@@ -1,4 +1,8 @@
-"""Packs that a killed run had uploaded and not yet put into an index: so that the next one goes on from them."""
+"""Before a run adds anything: the index is made to say what is really stored.
+
+Packs that a killed run had uploaded and not yet put into an index are indexed, so that the next one goes on from them.
+Packs that are gone count as not stored, so that nothing new is built on them and what was in them is stored again.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,20 @@ from cosmos_coherence.repository.saver import INDEX_BLOBS
 
 
 def adopt(repository: Repository) -> int:
-    """Index every stored pack that is in no index, by its header; how many there were.
+    """Index every stored pack that is in no index, by its header; how many there were. Leave out those that are gone.
 
     Lists all packs, so it is for after a run that did not end. The caller holds a shared lock: no prune may be under
     way. Another host's packs that are about to be indexed may be taken too, which does no harm. A pack whose header
     cannot be read is left alone. Raises the backend's errors.
     """
     repository.refresh_index()
-    backend, index, sealer = repository.backend, repository.index, repository.envelope().sealer
+    backend, sealer = repository.backend, repository.envelope().sealer
+    listed = list(backend.list("data"))
+    repository.leave_out(set(repository.index.packs()) - {bytes.fromhex(stored.name) for stored in listed})
+    index = repository.index
     found: list[PackBlobs] = []
     adopted = blobs = 0
-    for stored in list(backend.list("data")):
+    for stored in listed:
         pack = bytes.fromhex(stored.name)
         if index.has_pack(pack):
             continue

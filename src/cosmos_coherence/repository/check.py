@@ -14,6 +14,8 @@ from cosmos_coherence.repository.blob import Blob, Id
 from cosmos_coherence.repository.index import Index
 from cosmos_coherence.repository.repository import Repository
 
+FaultKind = Literal["key", "snapshot", "index", "pack", "tree"]
+
 BUCKETS: Final = 100
 """Days after which a rotating share of a hundredth has read everything."""
 
@@ -22,7 +24,7 @@ BUCKETS: Final = 100
 class Fault:
     """One thing that is wrong."""
 
-    kind: Literal["snapshot", "index", "pack", "tree"]
+    kind: FaultKind
     name: str
     """The id of the file, or of the tree."""
     what: str
@@ -49,7 +51,7 @@ class Report:
 
 
 def check(repository: Repository, *, read_share: float = 0.0, day: int = 0, headers: bool | None = None) -> Report:
-    """Look at the snapshots, indexes, packs and trees.
+    """Look at the keys, snapshots, indexes, packs and trees.
 
     ``read_share`` (0 to 1) of the packs are read and every hash in them checked: which ones, ``day`` chooses, so that a
     share of 0.01 has read all in 100 days in a row. The headers of the other packs are compared with the index where
@@ -82,6 +84,7 @@ class _Check:
     bytes_read: int = 0
 
     def run(self, chosen: frozenset[int]) -> Report:
+        self.keys()
         snapshots, roots = self.snapshots()  # first: what comes later may need what was not indexed yet
         self.indexes()
         self.sizes = {bytes.fromhex(stored.name): stored.size for stored in self.repository.backend.list("data")}
@@ -99,6 +102,16 @@ class _Check:
             self.packs_read,
             self.bytes_read,
         )
+
+    def keys(self) -> None:
+        """Also those that nobody needed today: the one in the recovery kit has to open on the bad day."""
+        for stored in list(self.repository.backend.list("keys")):
+            try:
+                content = self.repository.backend.load("keys", stored.name)
+            except errors.NotFound:  # removed since it was listed
+                continue
+            if hashlib.sha256(content).hexdigest() != stored.name:
+                self.fault("key", stored.name, "is not what its name says")
 
     def snapshots(self) -> tuple[int, dict[Id, str]]:
         count, roots = 0, {}
@@ -191,7 +204,7 @@ class _Check:
                     what = f"{name} needs data blob {blob.hex()[:8]}, which {where}; snapshot {snapshot[:8]} needs it"
                     self.fault("tree", tree.hex(), what)
 
-    def fault(self, kind: Literal["snapshot", "index", "pack", "tree"], name: str, what: str) -> None:
+    def fault(self, kind: FaultKind, name: str, what: str) -> None:
         self.faults.append(Fault(kind, name, what))
 
 

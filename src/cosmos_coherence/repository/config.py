@@ -39,7 +39,7 @@ def decode(plain: Buffer) -> Config:
     """The config. Raises ``Damaged``, and ``Unsupported`` for a version other than 2."""
     try:
         config = msgspec.json.decode(plain, type=Config)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise errors.Damaged(f"the repository's config is not one: {error}") from error
     if config.version != VERSION:
         raise errors.Unsupported(

@@ -101,10 +101,11 @@ class Sealer:
         """Write the sealed bytes to the start of ``room`` and say how many: ``len(plain) + OVERHEAD``."""
         iv, nonce = self._iv()
         end = IV_SIZE + len(plain)
+        body = room[IV_SIZE:end]
         self._ctr.reset_nonce(iv)
-        self._ctr.update_into(plain, room[IV_SIZE:end])
+        self._ctr.update_into(plain, body)
         room[:IV_SIZE] = iv
-        room[end : end + TAG_SIZE] = Poly1305.generate_tag(self._r + nonce, room[IV_SIZE:end])
+        room[end : end + TAG_SIZE] = Poly1305.generate_tag(self._r + nonce, body)
         return end + TAG_SIZE
 
     def seal(self, plain: Buffer) -> bytes:
@@ -113,8 +114,9 @@ class Sealer:
         self.seal_into(plain, memoryview(room))
         return bytes(room)
 
-    def open(self, sealed: Buffer) -> bytearray:
-        """The plain bytes. Raises ``Damaged`` when they were not sealed with this key, or changed since."""
+    def open(self, sealed: Buffer, room: bytearray | None = None) -> bytearray | memoryview:
+        """The plain bytes, at the start of ``room`` if that is given. Raises ``Damaged`` when they were not sealed with
+        this key, or changed since."""
         view = memoryview(sealed)
         if len(view) < OVERHEAD:
             raise errors.Damaged("too short to be sealed")
@@ -124,7 +126,7 @@ class Sealer:
             Poly1305.verify_tag(self._r + self._nonces.update(iv), body, bytes(view[-TAG_SIZE:]))
         except InvalidSignature:
             raise errors.Damaged("the seal is broken") from None
-        plain = bytearray(len(body))
+        plain = bytearray(len(body)) if room is None else memoryview(room)[: len(body)]
         self._ctr.reset_nonce(iv)
         self._ctr.update_into(body, plain)
         return plain

@@ -17,6 +17,8 @@ DEFAULT_LEVEL: Final = 1
 LARGEST_BLOB: Final = 1 << 30
 """Plain bytes of one blob that we are ready to hold: a tree of two million names."""
 _LARGEST_FILE: Final = 1 << 30
+_LARGE: Final = 256 << 10
+_ROOM: Final = (8 << 20) + 64
 _COMPRESSED: Final = 2  # first byte of a file whose rest is zstd
 _JSON: Final = (ord("{"), ord("["))
 
@@ -26,12 +28,19 @@ class Envelope:
 
     def __init__(self, key: Key, level: int = DEFAULT_LEVEL) -> None:
         self.sealer = Sealer(key)
-        self._compress = zstandard.ZstdCompressor(level=level).compress
+        self._compress = self._compress_large = zstandard.ZstdCompressor(level=level).compress
+        if level == DEFAULT_LEVEL:
+            # Of some fifty sets of parameters the best one for large blobs: a tenth faster and 4 % smaller.
+            chosen = zstandard.ZstdCompressionParameters.from_level(
+                level, source_size=1 << 20, window_log=18, hash_log=16, min_match=7
+            )
+            self._compress_large = zstandard.ZstdCompressor(compression_params=chosen).compress
+        self._kept = bytearray()
         self._decompress = zstandard.ZstdDecompressor().decompress
 
     def pack(self, plain: Buffer) -> tuple[Buffer, int]:
         """What to store of a blob, and its plain length: 0 when it does not get smaller and is stored as it is."""
-        smaller = self._compress(plain)
+        smaller = self._compress(plain) if len(plain) < _LARGE else self._compress_large(plain)
         return (smaller, len(plain)) if len(smaller) < len(plain) else (plain, 0)
 
     def unpack(self, blob: Blob, sealed: Buffer) -> Buffer:
@@ -41,7 +50,7 @@ class Envelope:
         if len(sealed) != blob.length:
             raise errors.Damaged(f"blob {blob.id.hex()[:8]} is cut short")
         try:
-            plain: Buffer = self.sealer.open(sealed)
+            plain: Buffer = self.sealer.open(sealed, self._room(len(sealed)) if blob.plain_length else None)
         except errors.Damaged as error:
             raise errors.Damaged(f"blob {blob.id.hex()[:8]}: {error}") from error
         if blob.plain_length:
@@ -49,6 +58,14 @@ class Envelope:
         if id_of(plain) != blob.id:
             raise errors.Damaged(f"blob {blob.id.hex()[:8]} has another content than its name says")
         return plain
+
+    def _room(self, size: int) -> bytearray | None:
+        """Room for sealed bytes that are not needed any more when they are decompressed."""
+        if size > _ROOM:
+            return None
+        if not self._kept:
+            self._kept = bytearray(_ROOM)
+        return self._kept
 
     def save(self, backend: Backend, kind: Kind, plain: Buffer) -> Id:
         """Store a JSON document compressed and sealed, and return its id. Raises the backend's errors."""

@@ -35,6 +35,8 @@ def quoted_name(name: bytes) -> str:
 
 def quote(name: bytes) -> str:
     """Any bytes as the inside of a Go string literal."""
+    if _PLAIN_NAME(name):
+        return name.decode("ascii")
     return "".join(map(_quote, name.decode("utf-8", "surrogateescape")))
 
 
@@ -103,6 +105,8 @@ NO_TIME: Final = "0001-01-01T00:00:00Z"
 def format_time(ns: int) -> str:
     """A time as RFC 3339 in UTC with as many digits as it takes; outside the years 1 to 9999 the nearest inside."""
     seconds, rest = divmod(ns, 1_000_000_000)
+    if 0 <= seconds <= _LAST and rest:
+        return f"{_format_second(seconds)}.{rest:09d}".rstrip("0") + "Z"
     if not _FIRST <= seconds <= _LAST:
         seconds, rest = (_FIRST, 0) if seconds < _FIRST else (_LAST, 999_999_999)
     whole = _format_second(seconds)
@@ -111,6 +115,21 @@ def format_time(ns: int) -> str:
 
 def parse_time(text: str) -> int:
     """Nanoseconds since the epoch of an RFC 3339 time. Raises ``ValueError``."""
+    if text.endswith("Z"):  # as everybody writes it; files of one tree share many of their seconds
+        fraction = text[20:-1]
+        if not fraction:
+            return _parse_second(text) * 1_000_000_000
+        if text[19] == "." and len(fraction) <= 9 and fraction.isascii() and fraction.isdigit():
+            return _parse_second(text[:19] + "Z") * 1_000_000_000 + int(fraction.ljust(9, "0"))
+    return _parse_any(text)
+
+
+@lru_cache(maxsize=1 << 16)
+def _parse_second(text: str) -> int:
+    return _parse_any(text) // 1_000_000_000
+
+
+def _parse_any(text: str) -> int:
     match = _TIME(text)
     if match is None:
         raise ValueError(f"not a time: {text[:40]!r}")
@@ -151,6 +170,7 @@ def go_mode(mode: int) -> int:
     return _KIND_BITS[stat.S_IFMT(mode)] | special | mode & 0o777
 
 
+@lru_cache(maxsize=4096)
 def permissions(mode: int) -> int:
     """The permission bits of a mode in Go's bits, set-id and sticky included, as ``chmod`` takes them."""
     return mode & 0o777 | sum(unix for unix, bit in _SPECIAL if mode & bit)

@@ -53,9 +53,35 @@ class Index:
                 at = bucket.find(blob_id, at + 1)
         return False
 
+    def missing(self, kind: BlobKind, ids: Iterable[str]) -> set[str]:
+        """Those of these blobs, in hex, that are in no pack; what is no id is not either."""
+        found: set[str] = set()
+        wanted = kind == "tree"
+        with self._lock:
+            shift = 32 - self._bits
+            for text in ids:
+                try:
+                    blob_id = _id(text)
+                except ValueError:
+                    found.add(text)
+                    continue
+                bucket = self._buckets[int.from_bytes(blob_id[:4], "big") >> shift]
+                at = bucket.find(blob_id)
+                while at >= 0 and (at % _SIZE or (bucket[at + _KIND_BYTE] >= 0x80) != wanted):
+                    at = bucket.find(blob_id, at + 1)
+                if at < 0:
+                    found.add(text)
+        return found
+
     def find(self, kind: BlobKind, blob_id: Id) -> Location | None:
         """Where the blob lies; the first place when there are several."""
-        return next(self.places(kind, blob_id), None)
+        wanted = kind == "tree"
+        with self._lock:
+            bucket = self._bucket(blob_id)
+            at = bucket.find(blob_id)
+            while at >= 0 and (at % _SIZE or (bucket[at + _KIND_BYTE] >= 0x80) != wanted):
+                at = bucket.find(blob_id, at + 1)
+            return None if at < 0 else self._location(bucket, at)
 
     def places(self, kind: BlobKind, blob_id: Id) -> Iterator[Location]:
         """Everywhere that the blob lies."""
@@ -72,21 +98,45 @@ class Index:
     def add(self, pack: Id, blobs: Iterable[Blob]) -> None:
         """Take in the blobs of a pack; those known to be there already are passed over."""
         with self._lock:
-            number = self._numbers.get(pack)
-            known = number is not None
-            if number is None:
-                number = self._numbers[pack] = len(self._packs)
-                self._packs.append(pack)
+            number, known = self._number(pack)
+            shift = 32 - self._bits
             for kind, blob_id, offset, length, plain_length in blobs:
                 word = number | _IS_TREE if kind == "tree" else number
                 record = _RECORD.pack(blob_id, word, offset, length, plain_length)
-                bucket = self._bucket(blob_id)
+                bucket = self._buckets[int.from_bytes(blob_id[:4], "big") >> shift]
                 if known and bucket.find(record) >= 0:
                     continue
                 bucket += record
                 self._count += 1
-            if self._count > len(self._buckets) * _CROWDED:
+            while self._count > len(self._buckets) * _CROWDED:
                 self._spread()
+
+    def add_file(self, plain: Buffer) -> None:
+        """Take in what an index file names. Raises ``Damaged``, and has taken in nothing then."""
+        try:
+            packs = [(_id(pack.id), pack.blobs) for pack in msgspec.json.decode(plain, type=_File).packs]
+            ids = [_ids(blobs) for _, blobs in packs]
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+            raise errors.Damaged(f"not an index: {error}") from error
+        pack_record, buckets = _RECORD.pack, self._buckets
+        with self._lock:
+            for (pack, blobs), each in zip(packs, ids, strict=True):
+                number, known = self._number(pack)
+                shift = 32 - self._bits
+                at = 0
+                for blob in blobs:
+                    word = number | _IS_TREE if blob.type == "tree" else number
+                    blob_id = each[at : at + 32]
+                    at += 32
+                    record = pack_record(blob_id, word, blob.offset, blob.length, blob.uncompressed_length)
+                    bucket = buckets[int.from_bytes(blob_id[:4], "big") >> shift]
+                    if known and bucket.find(record) >= 0:
+                        continue
+                    bucket += record
+                    self._count += 1
+                while self._count > len(self._buckets) * _CROWDED:
+                    self._spread()
+                    buckets = self._buckets
 
     def packs(self) -> tuple[Id, ...]:
         """Every pack that is known."""
@@ -115,6 +165,15 @@ class Index:
     def memory(self) -> int:
         """Bytes that the records and their buckets take."""
         return sum(bucket.__sizeof__() for bucket in self._buckets) + self._buckets.__sizeof__()
+
+    def _number(self, pack: Id) -> tuple[int, bool]:
+        """The number of a pack, and whether it was known."""
+        number = self._numbers.get(pack)
+        if number is not None:
+            return number, True
+        number = self._numbers[pack] = len(self._packs)
+        self._packs.append(pack)
+        return number, False
 
     def _bucket(self, blob_id: Id) -> bytearray:
         return self._buckets[int.from_bytes(blob_id[:4], "big") >> (32 - self._bits)]
@@ -175,8 +234,23 @@ def decode(plain: Buffer) -> tuple[list[PackBlobs], tuple[Id, ...]]:
         file = msgspec.json.decode(plain, type=_File)
         packs: list[PackBlobs] = [(_id(pack.id), [_decode(blob) for blob in pack.blobs]) for pack in file.packs]
         return packs, tuple(map(_id, file.supersedes))
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise errors.Damaged(f"not an index: {error}") from error
+
+
+def _ids(blobs: Sequence[_BlobJson]) -> bytes:
+    """The ids of the blobs, one after another. ``ValueError`` for one that is none, and for impossible numbers."""
+    for blob in blobs:
+        if len(blob.id) != 64:
+            raise ValueError("an id is not 64 hex digits")
+        if not (0 <= blob.offset <= _MOST and OVERHEAD <= blob.length <= _MOST):
+            raise ValueError("impossible offset or length")
+        if not 0 <= blob.uncompressed_length <= _MOST:
+            raise ValueError("impossible offset or length")
+    ids = bytes.fromhex("".join([blob.id for blob in blobs]))
+    if len(ids) != 32 * len(blobs):
+        raise ValueError("an id is not 64 hex digits")
+    return ids
 
 
 def _encode(blob: Blob) -> _BlobJson:

@@ -172,7 +172,7 @@ def _load(backend: Backend, name: str) -> _KeyFile:
         raise errors.Damaged(f"key file {name[:8]} is not what its name says")
     try:
         return msgspec.json.decode(content, type=_KeyFile)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise errors.Damaged(f"key file {name[:8]} is not one: {error}") from error
 
 
@@ -191,7 +191,7 @@ def _open(file: _KeyFile, password: str) -> Key | None:
         return None
     try:
         master = msgspec.json.decode(plain, type=_Master)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise errors.Damaged(f"a key file holds no master key: {error}") from error
     return Key(master.encrypt, master.mac.k, master.mac.r)
 

@@ -67,15 +67,16 @@ class LockFile(msgspec.Struct, frozen=True, kw_only=True):
 class Lock:
     """A lock that is held. A context manager that lets go of it."""
 
-    def __init__(self, repository: Repository, *, exclusive: bool, refresh: bool) -> None:
+    def __init__(self, repository: Repository, *, exclusive: bool, refresh: bool, settle: bool) -> None:
         self.exclusive = exclusive
+        self._settled = False
         self._repository = repository
         self._name: str | None = None
-        self._refreshed = 0.0
+        self._refreshed = self._written = 0.0
         self._mutex = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._take()
+        self._take(settle)
         if refresh:
             self.start_refreshing()
 
@@ -98,6 +99,7 @@ class Lock:
 
         Called before anything that relies on it is published or removed. Raises the backend's errors too.
         """
+        self._settle()
         with self._mutex:
             name, age = self._name, _clock() - self._refreshed
         if name is None or age > _UNSURE_S:
@@ -134,15 +136,27 @@ class Lock:
             with contextlib.suppress(Exception):
                 self._repository.backend.remove("locks", name)
 
-    def _take(self) -> None:
+    def _take(self, settle: bool) -> None:
         self._look()
         try:
             self._write()
-            time.sleep(_SETTLE_S)
+        except BaseException:
+            self.release()
+            raise
+        if settle:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Look for others a second time, when those that came with us must be visible."""
+        if self._settled:
+            return
+        try:
+            time.sleep(max(0.0, self._written + _SETTLE_S - _clock()))
             self._look()
         except BaseException:
             self.release()
             raise
+        self._settled = True
 
     def _look(self) -> None:
         for name, lock in _others(self._repository, self._name):
@@ -172,7 +186,7 @@ class Lock:
         )
         envelope = self._repository.envelope()
         self._name = envelope.save(self._repository.backend, "locks", msgspec.json.encode(lock)).hex()
-        self._refreshed = began
+        self._refreshed, self._written = began, _clock()
 
     def _keep(self) -> None:
         wait = REFRESH_S
@@ -184,15 +198,27 @@ class Lock:
                 wait = _RETRY_S
 
 
-def acquire(repository: Repository, *, exclusive: bool = False, wait_s: float = 0.0, refresh: bool = True) -> Lock:
+def acquire(
+    repository: Repository,
+    *,
+    exclusive: bool = False,
+    wait_s: float = 0.0,
+    refresh: bool = True,
+    settle: bool = True,
+) -> Lock:
     """Lock the repository: shared to read and to add, exclusive to remove. Stale locks of others are cleared.
+
+    Without ``settle``, for shared locks only, it does not wait to see whether somebody else came at the same moment:
+    ``ensure`` does, and until then only what nobody relies on may be done: reading, and storing packs. An index read
+    after this returns is not older than the lock.
 
     Tries for ``wait_s`` seconds. Raises ``Locked`` naming who has it and since when, and the backend's errors.
     """
+    assert settle or not exclusive, "an exclusive lock is relied on at once"
     end = time.monotonic() + wait_s
     while True:
         try:
-            return Lock(repository, exclusive=exclusive, refresh=refresh)
+            return Lock(repository, exclusive=exclusive, refresh=refresh, settle=settle)
         except errors.Locked:
             if (left := end - time.monotonic()) <= 0:
                 raise
@@ -238,7 +264,7 @@ def _load(repository: Repository, name: str) -> LockFile:
     try:
         lock = msgspec.json.decode(plain, type=LockFile)
         gotext.parse_time(lock.time)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise errors.Damaged(f"not a lock: {error}") from error
     return lock
 

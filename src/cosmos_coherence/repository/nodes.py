@@ -7,11 +7,11 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
-from cosmos_coherence.repository import trees
+from cosmos_coherence.repository import gotext, trees
 from cosmos_coherence.repository.gotext import go_mode
 from cosmos_coherence.repository.trees import Node, NodeType
 
@@ -25,7 +25,8 @@ KINDS: Final[Mapping[int, NodeType]] = {
 }
 """What is stored. Sockets are not: the program that listens makes them anew."""
 
-_SYSTEM_XATTRS: Final = frozenset({"security.selinux", "security.ima", "security.evm", "security.SMACK64"})
+SYSTEM_XATTRS: Final = frozenset({"security.selinux", "security.ima", "security.evm", "security.SMACK64"})
+"""What the machine's security module gives by itself: neither saved nor restored."""
 _NO_XATTRS: Final = frozenset({errno.ENOTSUP, errno.ENODATA, errno.ENOSYS})
 
 
@@ -57,15 +58,25 @@ def from_stat(
     )
 
 
-def is_unchanged(before: Node, found: os.stat_result) -> bool:
-    """Whether a file is still the one of ``before``: its change time also moves with mode, owner and xattrs."""
-    return (
-        before.type == "file"
-        and before.size == found.st_size
-        and before.inode == found.st_ino
-        and before.mtime_ns == found.st_mtime_ns
-        and before.ctime_ns == found.st_ctime_ns
-    )
+def file_json(name: bytes, found: os.stat_result, size: int, content: Sequence[str]) -> str:
+    """The JSON of a file's node without extended attributes, as ``trees.encode_node`` writes it, only faster."""
+    mtime = gotext.format_time(found.st_mtime_ns)
+    ctime = mtime if found.st_ctime_ns == found.st_mtime_ns else gotext.format_time(found.st_ctime_ns)
+    mode = go_mode(found.st_mode)
+    parts = [f'{{"name":{gotext.quoted_name(name)},"type":"file"']
+    if mode:
+        parts.append(f',"mode":{mode}')
+    parts.append(f',"mtime":"{mtime}","atime":"{mtime}","ctime":"{ctime}"{_owner(found.st_uid, found.st_gid)}')
+    if found.st_ino:
+        parts.append(f',"inode":{found.st_ino}')
+    if found.st_nlink > 1 and found.st_dev:
+        parts.append(f',"device_id":{found.st_dev}')
+    if size:
+        parts.append(f',"size":{size}')
+    if found.st_nlink:
+        parts.append(f',"links":{found.st_nlink}')
+    parts.append(',"content":["' + '","'.join(content) + '"]}' if content else ',"content":[]}')
+    return "".join(parts)
 
 
 def xattrs(place: int | bytes) -> dict[str, bytes]:
@@ -77,7 +88,7 @@ def xattrs(place: int | bytes) -> dict[str, bytes]:
         if error.errno in _NO_XATTRS:
             return {}
         raise
-    return {name: os.getxattr(place, name, follow_symlinks=follow) for name in names if name not in _SYSTEM_XATTRS}
+    return {name: os.getxattr(place, name, follow_symlinks=follow) for name in names if name not in SYSTEM_XATTRS}
 
 
 @lru_cache(maxsize=1024)
@@ -94,3 +105,14 @@ def _group(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except (KeyError, OverflowError):
         return ""
+
+
+@lru_cache(maxsize=1024)
+def _owner(uid: int, gid: int) -> str:
+    user, group = _user(uid), _group(gid)
+    text = f',"uid":{uid},"gid":{gid}'
+    if user:
+        text += f',"user":{gotext.json_string(user)}'
+    if group:
+        text += f',"group":{gotext.json_string(group)}'
+    return text

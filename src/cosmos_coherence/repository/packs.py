@@ -6,8 +6,9 @@ After "Pack Format" of the restic design document.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,7 +52,7 @@ class Builder:
 
     def __init__(self, kind: BlobKind) -> None:
         self.kind = kind
-        self._buffer = bytearray()
+        self._buffer: bytearray | mmap.mmap = bytearray()
         self._blobs: list[Blob] = []
         self._end = self._hashed = 0
         self._hash = hashlib.sha256()
@@ -89,9 +90,14 @@ class Builder:
 
     def absorb(self, other: Builder) -> None:
         """Take over all that another one holds; it is as new afterwards."""
-        for blob in other._blobs:
-            self.add_sealed(blob, memoryview(other._buffer)[blob.offset : blob.offset + blob.length])
+        for blob, sealed in other.sealed():
+            self.add_sealed(blob, sealed)
         other.reset()
+
+    def sealed(self) -> Iterator[tuple[Blob, memoryview]]:
+        """What it holds, as it is sealed."""
+        for blob in self._blobs:
+            yield blob, memoryview(self._buffer)[blob.offset : blob.offset + blob.length]
 
     def finish(self, sealer: Sealer) -> Pack:
         """Add the header. The next thing to call is ``reset``."""
@@ -124,9 +130,14 @@ class Builder:
     def _reserve(self, count: int) -> None:
         if self._end + count > len(self._buffer):
             # Only a folder with very many names makes a blob that is larger than a pack's usual room.
-            larger = bytearray(max(_ROOM, self._end + count + _HEADER_ROOM))
+            larger = _lazy(max(_ROOM, self._end + count + _HEADER_ROOM))
             larger[: self._end] = memoryview(self._buffer)[: self._end]
             self._buffer = larger
+
+
+def _lazy(size: int) -> mmap.mmap:
+    """Zeros that take memory only from where something is written to them; those of a ``bytearray`` take all of it."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def read_header(backend: Backend, pack: Id, size: int, sealer: Sealer) -> tuple[Blob, ...]:

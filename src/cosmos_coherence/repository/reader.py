@@ -5,24 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO, Final
 from urllib.parse import unquote
 
 from cosmos_coherence import errors, manifests
 from cosmos_coherence.model import Entry, EntryKind, Manifest, PartFile, Seen
 from cosmos_coherence.parts import stream_steps, tree_steps
-from cosmos_coherence.repository import gotext, layout
-from cosmos_coherence.repository.blob import Id
+from cosmos_coherence.repository import gotext, layout, tree_restore
 from cosmos_coherence.repository.crypto import Buffer
 from cosmos_coherence.repository.joined import joined
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.snapshots import Listed
+from cosmos_coherence.repository.tree_writer import EMPTY
 from cosmos_coherence.repository.trees import Node
 
 _KINDS: Final[Mapping[str, EntryKind]] = {
     "file": "file", "dir": "dir", "symlink": "symlink", "fifo": "fifo", "chardev": "char", "dev": "block",
 }  # fmt: skip
-_EMPTY: Final = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 class RepositoryReader:
@@ -71,6 +71,14 @@ class RepositoryReader:
                     raise errors.Hostile(f"{shown} in {name} is a device, which nobody asked for")
                 yield entry, self._opened(node) if entry.kind == "file" else None
 
+    def place(self, name: str, folder: Path) -> int:
+        """As ``parts.PartReader`` says: pack by pack, each read once, by several threads."""
+        root = self._root_of(name)
+        made = tree_restore.restore_tree(
+            self._repository, bytes.fromhex(root.subtree or ""), folder, devices=self._devices, forked=False
+        )
+        return made.unset
+
     def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
         """As ``parts.BackupReader`` says; no content is read."""
         return ((entry, sha256) for entry, _, sha256 in self.nodes(name))
@@ -80,9 +88,7 @@ class RepositoryReader:
 
         Of a hard-linked file the first name in byte order is a file, the others are links to it. Raises as ``tree``.
         """
-        root = layout.find(self._repository, self._listed.snapshot.tree, tree_steps(name))
-        if root is None or root.type != "dir" or root.subtree is None:
-            raise errors.NotFound(f"backup {layout.backup_id(self._listed.snapshot)} holds no tree {name}")
+        root = self._root_of(name)
         sums = self._sums(name)
         found = sorted(self._walk(b"", root))
         first: dict[tuple[int, int], bytes] = {}
@@ -98,28 +104,14 @@ class RepositoryReader:
                         kind, target = "hardlink", earlier
                 if kind == "file":
                     content = node.content or []
-                    sha256 = content[0] if len(content) == 1 else sums.get(path, "") if content else _EMPTY
+                    sha256 = content[0] if len(content) == 1 else sums.get(path, "") if content else EMPTY
             yield _entry(path, kind, node, target or (node.target if kind == "symlink" else b"")), node, sha256
 
-    def require_blobs(self) -> None:
-        """Raise ``Damaged`` unless everything that the snapshot names is in the index, in packs that are there."""
-        index, packs = self._repository.index, set[Id]()
-        waiting, seen = [bytes.fromhex(self._listed.snapshot.tree)], set[Id]()
-        while waiting:
-            tree = waiting.pop()
-            if tree in seen:
-                continue
-            seen.add(tree)
-            nodes = self._repository.load_tree(tree)
-            waiting += [bytes.fromhex(node.subtree) for node in nodes if node.subtree]
-            for blob in (blob for node in nodes for blob in node.blobs):
-                place = index.find("data", blob)
-                if place is None:
-                    raise errors.Damaged(f"blob {blob.hex()[:8]} was not stored")
-                packs.add(place.pack)
-        there = {stored.name for stored in self._repository.backend.list("data")}
-        if missing := [pack for pack in packs if pack.hex() not in there]:
-            raise errors.Damaged(f"{len(missing)} packs of the backup are not where they were stored")
+    def _root_of(self, name: str) -> Node:
+        root = layout.find(self._repository, self._listed.snapshot.tree, tree_steps(name))
+        if root is None or root.type != "dir" or root.subtree is None:
+            raise errors.NotFound(f"backup {layout.backup_id(self._listed.snapshot)} holds no tree {name}")
+        return root
 
     def _walk(self, path: bytes, node: Node) -> Iterator[tuple[bytes, Node]]:
         waiting = [(path, node)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -139,9 +139,7 @@ class Repository:
                     stored = self._ahead.pop(name, None) or self.backend.load("index", name)
                 except errors.NotFound:  # replaced since it was listed
                     continue
-                packs, _ = indexes.decode(envelope.read("index", name, stored))
-                for pack, blobs in packs:
-                    self._index.add(pack, blobs)
+                self._index.add_file(envelope.read("index", name, stored))
                 self._indexed.add(name)
             self._ahead.clear()
             self._index_loaded = True
@@ -151,6 +149,17 @@ class Repository:
         """Load the index anew at its next use: packs have gone."""
         with self._index_lock:
             self._index, self._indexed, self._index_loaded = Index(), set(), False
+
+    def leave_out(self, gone: Collection[Id]) -> None:
+        """Have packs that are gone in no index any more, as far as we are concerned."""
+        if not gone:
+            return
+        with self._index_lock:
+            left = Index()
+            for pack, blobs in self._index.by_pack().items():
+                if pack not in gone:
+                    left.add(pack, blobs)
+            self._index = left
 
     def save_index(self, packs: Iterable[PackBlobs], supersedes: Iterable[Id] = ()) -> Id:
         """Write an index file. The packs must be stored already. Raises the backend's errors."""
@@ -204,11 +213,20 @@ class Repository:
                 at = blob.offset - start
                 yield blob, memoryview(data)[at : at + blob.length]
 
-    def saver(self, *, workers: int = 2, level: int = DEFAULT_LEVEL) -> Saver:
-        """A saver of blobs. With 0 workers it does its work in the calling threads and starts none."""
+    def saver(
+        self,
+        *,
+        workers: int = 2,
+        level: int = DEFAULT_LEVEL,
+        told: Callable[[Id, Sequence[Blob]], None] | None = None,
+    ) -> Saver:
+        """A saver of blobs. With 0 workers it does its work in the calling threads and starts none.
+
+        With ``told`` it writes no index files: that is told of each pack as soon as it is stored.
+        """
         from cosmos_coherence.repository.saver import Saver
 
-        return Saver(self, workers=workers, level=level)
+        return Saver(self, workers=workers, level=level, told=told)
 
     def _load_at(self, place: Location) -> Buffer:
         sealed = self.backend.load("data", place.pack.hex(), place.blob.offset, place.blob.length)

@@ -10,7 +10,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -71,8 +71,12 @@ class Saver:
     kind.
     """
 
-    def __init__(self, repository: Repository, *, workers: int, level: int) -> None:
+    def __init__(
+        self, repository: Repository, *, workers: int, level: int, told: Callable[[Id, Sequence[Blob]], None] | None
+    ) -> None:
+        """``told`` of each stored pack, it is somebody else who writes index files."""
         self.added = Added()
+        self._told = told
         self._repository = repository
         self._level = level
         self._index = repository.index
@@ -103,12 +107,13 @@ class Saver:
             self.close()
 
     # ----------------------------------------------------------------------------------------------- callers
-    def save(self, kind: BlobKind, plain: Buffer) -> Id:
-        """Save a blob and return its id. It is hashed here; what is new is copied unless it is ``bytes``.
+    def save(self, kind: BlobKind, plain: Buffer, blob_id: Id | None = None) -> Id:
+        """Save a blob and return its id. It is hashed here, unless the caller has done it and gives ``blob_id``.
 
-        Raises what made a worker fail.
+        What is new is copied unless it is ``bytes``. Raises what made a worker fail.
         """
-        blob_id = id_of(plain)
+        if blob_id is None:
+            blob_id = id_of(plain)
         if self._claim(kind, blob_id):
             if not self._workers:
                 self._store(kind, blob_id, plain)
@@ -134,6 +139,36 @@ class Saver:
         else:
             self._do(job)
         return pending
+
+    def take_pack(self, pack: Id, blobs: Sequence[Blob]) -> None:
+        """Take in a pack that another process has stored. Raises the backend's errors."""
+        self._index.add(pack, blobs)
+        self._note(pack, blobs)
+
+    def take_sealed(self, blob: Blob, sealed: Buffer) -> None:
+        """Take in a blob that another process has sealed, unless we have it. Raises what made a worker fail."""
+        if self._claim(blob.kind, blob.id):
+            try:
+                builder = self._borrow(blob.kind)
+                builder.add_sealed(blob, sealed)
+                self._give_back(builder)
+            except BaseException as error:
+                self._fail(error)
+                raise
+
+    def count(self, data_blobs: int, tree_blobs: int, size: int, packed: int) -> None:
+        """Count what another process has added."""
+        with self._lock:
+            self.added.data_blobs += data_blobs
+            self.added.tree_blobs += tree_blobs
+            self.added.size += size
+            self.added.packed += packed
+
+    def leave(self) -> Iterator[tuple[Blob, memoryview]]:
+        """Give up what is not in a stored pack yet, sealed, to somebody who takes it."""
+        for builders in self._builders.values():
+            while builders:
+                yield from builders.pop().sealed()
 
     def flush(self) -> None:
         """Return when everything saved so far is stored and in an index file. Raises what made a worker fail."""
@@ -232,10 +267,7 @@ class Saver:
                     self.added.data_blobs += 1
                 else:
                     self.added.tree_blobs += 1
-                if not builder.full:
-                    self._builders[kind].append(builder)
-                    return
-            self._finish(builder)
+            self._give_back(builder)
         except BaseException as error:
             self._fail(error)
             raise
@@ -248,6 +280,13 @@ class Saver:
         builder.kind = kind
         return builder
 
+    def _give_back(self, builder: Builder) -> None:
+        if builder.full:
+            self._finish(builder)
+            return
+        with self._lock:
+            self._builders[builder.kind].append(builder)
+
     def _finish(self, builder: Builder) -> None:
         """Store a pack, then let the index know it."""
         pack = builder.finish(self._repository.envelope(self._level).sealer)
@@ -255,16 +294,24 @@ class Saver:
         self._index.add(pack.id, pack.blobs)
         with self._lock:
             self._claimed.difference_update((blob.kind, blob.id) for blob in pack.blobs)
-            self._stored.append((pack.id, pack.blobs))
-            self._stored_blobs += len(pack.blobs)
-            self._stored_size += pack.size
+            builder.reset()
+            self._idle.append(builder)
+        self._note(pack.id, pack.blobs)
+
+    def _note(self, pack: Id, blobs: Sequence[Blob]) -> None:
+        """Have a pack, which is in our index, in an index file in time."""
+        if self._told is not None:
+            self._told(pack, blobs)
+            return
+        with self._lock:
+            self._stored.append((pack, blobs))
+            self._stored_blobs += len(blobs)
+            self._stored_size += blobs[-1].offset + blobs[-1].length
             due = (
                 self._stored_blobs >= INDEX_BLOBS
                 or self._stored_size >= INDEX_BYTES
                 or time.monotonic() - self._indexed_at >= INDEX_SECONDS
             )
-            builder.reset()
-            self._idle.append(builder)
         if due:
             self._save_index()
 

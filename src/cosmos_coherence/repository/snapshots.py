@@ -86,7 +86,7 @@ def decode(plain: Buffer) -> Snapshot:
         gotext.parse_time(snapshot.time)
         if len(snapshot.tree) != 64 or len(bytes.fromhex(snapshot.tree)) != 32:
             raise ValueError("its tree is no id")
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise errors.Damaged(f"not a snapshot: {error}") from error
     return snapshot
 

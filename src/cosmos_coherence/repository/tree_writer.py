@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO, Final, NamedTuple
@@ -11,11 +12,14 @@ from cosmos_coherence import errors
 from cosmos_coherence.model import Entry, PartFile
 from cosmos_coherence.parts import Known
 from cosmos_coherence.repository import gotext, trees
-from cosmos_coherence.repository.chunker import Chunk
+from cosmos_coherence.repository.chunker import MIN_SIZE, Chunk
+from cosmos_coherence.repository.joined import joined
 from cosmos_coherence.repository.saver import Saver
 from cosmos_coherence.repository.trees import Node, NodeType
 
 Cut = Callable[[BinaryIO], Iterator[Chunk]]
+
+EMPTY: Final = hashlib.sha256().hexdigest()
 
 _TYPES: Final[Mapping[str, NodeType]] = {
     "dir": "dir", "file": "file", "hardlink": "file", "symlink": "symlink",
@@ -43,41 +47,60 @@ def save_content(saver: Saver, chunks: Iterable[Chunk]) -> Content:
     for chunk in chunks:
         try:
             whole.update(chunk.data)
+            # What the first chunk's hash is goes on to become the whole's.
+            blob_id = hashlib.sha256(chunk.data).digest() if ids else whole.digest()
             size += len(chunk.data)
-            ids.append(saver.save("data", chunk.data).hex())
+            ids.append(saver.save("data", chunk.data, blob_id).hex())
         finally:
             chunk.release()
     return Content(tuple(ids), size, whole.hexdigest())
 
 
+class Before(NamedTuple):
+    """A tree as the last backup of the stack has it."""
+
+    names: Mapping[bytes, tuple[Known, Content | None]]
+    """By path, with the content of a file; only what can be trusted to be as it was."""
+    folders: Mapping[bytes, tuple[str, int]]
+    """By path: the id of the folder's tree, and how many names are in it."""
+
+
+NOTHING: Final = Before({}, {})
+
+
 class RepositoryTree:
-    """A ``parts.TreeWriter``. ``done`` is told the finished tree's root node, named ``name``, and the SHA-256 of every
-    file that is more than one blob (the id of a file's only blob is its SHA-256)."""
+    """A ``parts.TreeWriter``. A folder in which nothing has changed since ``before`` keeps the tree that it has.
+
+    ``done`` is told the finished tree's root node, named as the last step of ``path``, and the SHA-256 of every file
+    that is more than one blob (the id of a file's only blob is its SHA-256). ``added`` collects the ids of the blobs.
+    """
 
     def __init__(
         self,
         saver: Saver,
         cut: Cut,
         path: str,
-        known: Mapping[bytes, tuple[Known, Content]],
+        before: Before,
+        added: set[str],
         done: Callable[[Node, Mapping[bytes, str]], None],
     ) -> None:
         self._saver, self._cut, self._path, self._done = saver, cut, path, done
-        self._known = known
-        self._content = {path: content for path, (_, content) in known.items() if content.sha256}
+        self._before, self._added = before, added
+        self._content = {path: content for path, (_, content) in before.names.items() if content is not None}
 
     def known(self) -> Iterator[Known]:
         """As ``parts.TreeWriter`` says."""
-        return (known for known, _ in self._known.values())
+        return (known for known, _ in self._before.names.values())
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
         """As ``parts.TreeWriter`` says. ``CaptureFailed`` when the content cannot be read."""
         try:
-            stored = save_content(self._saver, self._cut(content))
+            stored = self._save(entry, content)
         except OSError as error:
             name = ascii(entry.path.decode("utf-8", "surrogateescape"))[1:-1]
             raise errors.CaptureFailed(f"{name} cannot be read: {error.strerror}") from error
         self._content[entry.path] = stored
+        self._added.update(stored.blobs)
         return stored.sha256
 
     def drop(self, path: bytes) -> None:
@@ -87,49 +110,85 @@ class RepositoryTree:
     def finish(self, entries: Iterable[Entry]) -> PartFile:
         """As ``parts.TreeWriter`` says. The part's checksum is the id of the tree."""
         whole = {entry.path: entry for entry in entries}
-        links = [entry.target for entry in whole.values() if entry.kind == "hardlink"]
-        numbers = {path: number for number, path in enumerate(dict.fromkeys(links), 1)}
-        names: dict[bytes, int] = {}
-        for target in links:
-            names[target] = names.get(target, 1) + 1
-        children: dict[bytes, list[Node]] = {path: [] for path, entry in whole.items() if entry.kind == "dir"}
-        sums: dict[bytes, str] = {}
-        size = 0
-        root: Node | None = None
-        for path in sorted(whole, reverse=True):  # whatever lies in a folder comes before the folder
-            entry = whole[path]
-            first = whole[entry.target] if entry.kind == "hardlink" else entry
-            above, _, name = path.rpartition(b"/")
-            fields = _fields(first)
-            if first.path in numbers:
-                seen = first.seen
-                fields |= {"inode": seen.ino, "device_id": seen.dev} if seen else {"inode": numbers[first.path]}
-                fields["links"] = max(names[first.path], seen.nlink if seen else 0)
-            if first.kind == "file":
-                assert first.path in self._content, f"{first.path!r} was never added"
-                stored = self._content[first.path]
-                fields |= {"size": stored.size, "content": list(stored.blobs)}
-                if entry.kind == "file":
-                    size += stored.size
-                    if len(stored.blobs) > 1:
-                        sums[path] = stored.sha256
-            elif first.kind == "dir":
-                nodes = sorted(children.pop(path), key=lambda node: node.file_name)
-                fields["subtree"] = self._saver.save("tree", trees.encode(nodes)).hex()
-            node = trees.node(
-                name if path else self._path.rpartition("/")[2].encode(),
-                _TYPES[entry.kind],
-                target=first.target if first.kind == "symlink" else None,
-                xattrs=dict(first.xattrs),
-                **fields,
-            )
+        linked: dict[bytes, int] = {}
+        below: dict[bytes, list[Entry]] = {}
+        for path, entry in whole.items():
+            if entry.kind == "hardlink":
+                linked[entry.target] = linked.get(entry.target, 1) + 1
+            if entry.kind == "dir":
+                below.setdefault(path, [])
             if path:
-                children[above].append(node)
+                below.setdefault(path.rpartition(b"/")[0], []).append(entry)
+        subtrees: dict[bytes, str] = {}
+        same: set[bytes] = set()
+        for path in sorted(below, reverse=True):  # a folder comes after those that lie in it
+            if kept := self._kept(path, below[path], same):
+                same.add(path)
+                subtrees[path] = kept
             else:
-                root = node
-        assert root is not None and root.subtree is not None, "the tree has no root"
-        self._done(root, sums)
-        return PartFile(self._path, size, root.subtree, size)
+                nodes = [self._node(entry, whole, linked, subtrees) for entry in below[path]]
+                nodes.sort(key=lambda node: node.file_name)
+                subtrees[path] = self._saver.save("tree", trees.encode(nodes)).hex()
+        content = {path: self._stored(path) for path, entry in whole.items() if entry.kind == "file"}
+        size = sum(stored.size for stored in content.values())
+        sums = {path: stored.sha256 for path, stored in content.items() if len(stored.blobs) > 1}
+        self._done(self._node(whole[b""], whole, linked, subtrees), sums)
+        return PartFile(self._path, size, subtrees[b""], size)
+
+    def _save(self, entry: Entry, content: BinaryIO) -> Content:
+        if entry.size >= MIN_SIZE:
+            return save_content(self._saver, self._cut(content))
+        # A file that is one blob whatever is in it needs no cutting.
+        plain = content.read(MIN_SIZE)
+        if len(plain) == MIN_SIZE:  # it has grown
+            pieces = itertools.chain([plain], iter(lambda: content.read(MIN_SIZE), b""))
+            return save_content(self._saver, self._cut(joined(pieces)))
+        if not plain:
+            return Content((), 0, EMPTY)
+        blob_id = hashlib.sha256(plain).digest()
+        self._saver.save("data", plain, blob_id)
+        name = blob_id.hex()
+        return Content((name,), len(plain), name)
+
+    def _kept(self, path: bytes, entries: list[Entry], same: set[bytes]) -> str:
+        """The tree that the folder had, when it holds the very names that were known of it; else nothing."""
+        subtree, count = self._before.folders.get(path, ("", 0))
+        if not subtree or count != len(entries):
+            return ""
+        names = self._before.names
+        for entry in entries:
+            known = names.get(entry.path)
+            if known is None or known[0].entry is not entry or (entry.kind == "dir" and entry.path not in same):
+                return ""
+            if known[1] is not None and self._content.get(entry.path) is not known[1]:
+                return ""
+        return subtree
+
+    def _stored(self, path: bytes) -> Content:
+        assert path in self._content, f"{path!r} was never added"
+        return self._content[path]
+
+    def _node(
+        self, entry: Entry, whole: Mapping[bytes, Entry], linked: Mapping[bytes, int], subtrees: Mapping[bytes, str]
+    ) -> Node:
+        first = whole[entry.target] if entry.kind == "hardlink" else entry
+        fields = _fields(first)
+        if first.path in linked:
+            seen = first.seen
+            number = seen.ino if seen else int.from_bytes(hashlib.sha256(first.path).digest()[:6], "big")
+            fields |= {"inode": number, "links": max(linked[first.path], seen.nlink if seen else 0)}
+        if first.kind == "file":
+            stored = self._stored(first.path)
+            fields |= {"size": stored.size, "content": list(stored.blobs)}
+        elif first.kind == "dir":
+            fields["subtree"] = subtrees[first.path]
+        return trees.node(
+            (entry.path or self._path.encode()).rpartition(b"/")[2],
+            _TYPES[entry.kind],
+            target=first.target if first.kind == "symlink" else None,
+            xattrs=dict(first.xattrs),
+            **fields,
+        )
 
 
 def _fields(entry: Entry) -> dict[str, object]:

@@ -150,24 +150,27 @@ def decode(plain: Buffer) -> list[Node]:
                 raise errors.Hostile("a tree has a name that is not one step of a path")
             last = name
             _check(each)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise errors.Damaged(f"not a tree: {error}") from error
     return nodes
 
 
 def _check(each: Node) -> None:
-    numbers = (each.mode, each.uid, each.gid, each.inode, each.device_id, each.size, each.links, each.device)
-    if min(numbers) < 0 or max(numbers) > _LARGEST_NUMBER or each.uid >> 32 or each.gid >> 32:
+    numbers = each.mode | each.uid | each.gid | each.inode | each.device_id | each.size | each.links | each.device
+    if not 0 <= numbers <= _LARGEST_NUMBER or each.uid >> 32 or each.gid >> 32:  # a negative one would show
         raise ValueError("a number out of range")
-    for time in {each.mtime, each.atime, each.ctime}:
-        gotext.parse_time(time)
-    if b"\0" in each.target:
+    gotext.parse_time(each.mtime)
+    if each.atime != each.mtime:
+        gotext.parse_time(each.atime)
+    if each.ctime != each.mtime:
+        gotext.parse_time(each.ctime)
+    if (each.linktarget or each.linktarget_raw) and b"\0" in each.target:
         raise errors.Hostile("a symlink has a target that cannot be")
     for text in each.content or ():
         _check_id(text)
     if each.subtree is not None:
         _check_id(each.subtree)
-    if any("\0" in xattr.name or not xattr.name for xattr in each.extended_attributes):
+    if each.extended_attributes and any("\0" in xattr.name or not xattr.name for xattr in each.extended_attributes):
         raise errors.Hostile("an extended attribute has a name that cannot be")
 
 

@@ -21,7 +21,7 @@ from cosmos_coherence.repository.joined import joined
 from cosmos_coherence.repository.reader import RepositoryReader
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.snapshots import Listed, Snapshot
-from cosmos_coherence.repository.tree_writer import Content, RepositoryTree, save_content
+from cosmos_coherence.repository.tree_writer import NOTHING, Before, Content, RepositoryTree, save_content
 from cosmos_coherence.repository.trees import Node
 from cosmos_coherence.storage import local
 
@@ -34,10 +34,22 @@ _AHEAD: Final = 16
 class RepositoryWriter:
     """A ``parts.BackupWriter`` into one snapshot. What is stored before it is published is used by the next run."""
 
-    def __init__(self, repository: Repository, backup_id: str, project: str, spool: Path, *, workers: int = 2) -> None:
-        """``spool`` is a private folder that does not exist yet. Takes a shared lock: ``Locked`` when it cannot."""
+    def __init__(
+        self,
+        repository: Repository,
+        backup_id: str,
+        project: str,
+        spool: Path,
+        *,
+        workers: int = 2,
+        published: Callable[[str], None] = lambda snapshot: None,
+    ) -> None:
+        """``spool`` is a private folder that does not exist yet. Takes a shared lock: ``Locked`` when it cannot.
+
+        ``published`` is told the snapshot's id as soon as it is written; it may not raise.
+        """
         self.id, self.spool, self.stored = backup_id, spool, 0
-        self._repository, self._project = repository, project
+        self._repository, self._project, self._published = repository, project, published
         self._lock = locks.acquire(repository, exclusive=False)
         try:
             local.make_private(spool)
@@ -53,6 +65,7 @@ class RepositoryWriter:
         self._root = layout.Folder()
         self._adding = threading.Lock()
         self._sums: dict[str, Mapping[bytes, str]] = {}
+        self._added: set[str] = set()
         self._snapshot: Snapshot | None = None
 
     @contextmanager
@@ -66,6 +79,7 @@ class RepositoryWriter:
         except BaseException:
             stream.cancel()
             raise
+        self._added.update(content.blobs)
         self._put(steps, layout.file_node(steps[-1], content.blobs, content.size, _time_ns(self.id)))
 
     def tree(self, name: str) -> TreeWriter:
@@ -77,8 +91,8 @@ class RepositoryWriter:
             if sums:
                 self._sums[name] = sums
 
-        known = _known(self._repository, self._parent, name) if self._parent else {}
-        return RepositoryTree(self._saver, self._cut, "/".join(steps), known, done)
+        before = _before(self._repository, self._parent, name) if self._parent else NOTHING
+        return RepositoryTree(self._saver, self._cut, "/".join(steps), before, self._added, done)
 
     def last(self) -> Manifest | None:
         """The manifest of the stack's newest backup in the repository."""
@@ -110,15 +124,27 @@ class RepositoryWriter:
         )
 
     def verify(self) -> None:
-        """Every blob that the snapshot needs is in the index, in a pack that is there with its size. ``Damaged``."""
+        """Every blob that was added is in the index, and its pack where it was stored. Raises ``Damaged``.
+
+        What earlier backups have stored was looked up when it became known.
+        """
         assert self._snapshot is not None, "nothing is packed"
-        RepositoryReader(self._repository, Listed("", self._snapshot)).require_blobs()
+        packs = set()
+        for name in self._added:
+            place = self._repository.index.find("data", bytes.fromhex(name))
+            if place is None:
+                raise errors.Damaged(f"blob {name[:8]} was not stored")
+            packs.add(place.pack.hex())
+        missing = packs - {stored.name for stored in self._repository.backend.list("data")}
+        if missing:
+            raise errors.Damaged(f"{len(missing)} packs of the backup are not where they were stored")
 
     def publish(self) -> str:
         """Write the snapshot, and say where it is."""
         assert self._snapshot is not None, "nothing is packed"
         self._lock.ensure()
         saved = self._repository.save_snapshot(self._snapshot)
+        self._published(saved)
         self.abort()
         return f"{self._repository.location} snapshot {saved[:8]}"
 
@@ -195,25 +221,36 @@ class _Stream:
             self._failure = error
 
 
-def _known(repository: Repository, parent: Listed, name: str) -> dict[bytes, tuple[Known, Content]]:
+def _before(repository: Repository, parent: Listed, name: str) -> Before:
     """The names of the tree in the last backup that can be trusted to be as they were, unless they look different.
 
     A change time that is not older than that backup proves nothing: what was written within the same tick of the clock
     looks the same. A parent that cannot be read any more is no parent.
     """
+    trusted_ns = parent.snapshot.time_ns - _TICK_NS
+    has = repository.index.has
+    names: dict[bytes, tuple[Known, Content | None]] = {}
+    folders: dict[bytes, tuple[str, int]] = {}
+    counts: dict[bytes, int] = {}
     try:
-        reader = RepositoryReader(repository, parent)
-        before_ns = parent.snapshot.time_ns - _TICK_NS
-        known: dict[bytes, tuple[Known, Content]] = {}
-        for entry, node, sha256 in reader.nodes(name):
-            if entry.kind == "hardlink" or entry.seen is None or not entry.seen.ino or entry.seen.ctime_ns >= before_ns:
+        for entry, node, sha256 in RepositoryReader(repository, parent).nodes(name):
+            path, seen = entry.path, entry.seen
+            if path:
+                above = path.rpartition(b"/")[0]
+                counts[above] = counts.get(above, 0) + 1
+            if entry.kind == "dir":
+                folders[path] = node.subtree or "", 0
+            if entry.kind == "hardlink" or seen is None or not seen.ino or seen.ctime_ns >= trusted_ns:
                 continue
-            if node.content and not all(repository.index.has("data", blob) for blob in node.blobs):
-                continue
-            known[entry.path] = Known(entry, sha256), Content(tuple(node.content or ()), node.size, sha256)
+            content = None
+            if entry.kind == "file":
+                if not sha256 or not all(has("data", blob) for blob in node.blobs):
+                    continue
+                content = Content(tuple(node.content or ()), node.size, sha256)
+            names[path] = Known(entry, sha256), content
     except (errors.Damaged, errors.NotFound):
-        return {}
-    return known
+        return NOTHING
+    return Before(names, {path: (subtree, counts.get(path, 0)) for path, (subtree, _) in folders.items()})
 
 
 def _time_ns(backup_id: str) -> int:

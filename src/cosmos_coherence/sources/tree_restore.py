@@ -98,8 +98,9 @@ class TreeRestorer:
         with staging.translated(self._staging.path):
             self._staging.new.mkdir(0o700)
             self._staging.old.mkdir(0o700)
-        entries = reader.tree(self._tree)
-        written = tree_write.write_tree(entries, self._staging.new, size=expected.size, devices=self._devices)
+        written = tree_write.write_part(
+            reader, self._tree, self._staging.new, size=expected.size, devices=self._devices
+        )
         if written.given != expected:
             raise errors.NotEqual(f"{self._part.name} is not what its fingerprint says: {_contrast(expected, written)}")
         with staging.translated(self._lines), self._lines.open("wb") as file:

@@ -142,7 +142,7 @@ def from_stat(path: bytes, found: os.stat_result, target: bytes = b"") -> Found 
         mode & 0o7777,
         found.st_uid,
         found.st_gid,
-        found.st_size,
+        found.st_size if kind == "file" else 0,
         found.st_mtime_ns,
         found.st_ctime_ns,
         found.st_dev,

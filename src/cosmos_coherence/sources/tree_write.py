@@ -17,6 +17,7 @@ from typing import BinaryIO, Final
 
 from cosmos_coherence import errors
 from cosmos_coherence.model import Entry, TreePrint
+from cosmos_coherence.parts import PartReader
 from cosmos_coherence.sources import tree_print, tree_read, tree_scan
 from cosmos_coherence.sources.tree_read import Folders
 
@@ -63,6 +64,33 @@ def write_tree(
             return writer.finish()
     except OSError as error:
         raise failure(root, error) from error
+
+
+def write_part(reader: PartReader, name: str, root: Path, *, size: int, devices: bool = False) -> Written:
+    """Write the tree ``name`` of a backup below ``root``: by the reader itself where it can, else entry by entry.
+
+    Promises and errors as ``write_tree``.
+    """
+    unset = None if devices else reader.place(name, root)
+    if unset is None:
+        return write_tree(reader.tree(name), root, size=size, devices=devices)
+    given = list(reader.hashed(name))
+    top = next(entry for entry, _ in given if not entry.path)
+    try:
+        with Folders(root) as folders:  # as in ``write_tree``, it shows what can be set of the real root
+            made_top = apply(folders.root, top)
+            os.fchmod(folders.root, 0o700)
+    except OSError as error:
+        raise failure(root, error) from error
+    there = given if not unset else list(tree_print.hashed_tree(root))
+    made = [(entry if entry.path else made_top, sha256) for entry, sha256 in there]
+    return Written(
+        root=top,
+        given=tree_print.tree_print(given),
+        made=tree_print.tree_print(made),
+        lines={entry.path: tree_print.line_digest(entry, sha256) for entry, sha256 in made},
+        unset=unset + (made_top != top),
+    )
 
 
 def failure(place: Path, error: OSError, path: bytes = b"") -> errors.CosmosError:

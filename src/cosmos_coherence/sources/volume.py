@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import tempfile
 import time
@@ -28,6 +29,8 @@ _TICK_NS: Final = 20_000_000
 """The clock of file times may lag this far behind the clock of programs."""
 _FILE_COST: Final = 4096
 """Opening a file takes about as long as reading this many bytes; without it a million empty files would look small."""
+_AT_ONCE: Final = _MIB // 2
+"""A file up to this size is read in one call."""
 _IN_MEMORY: Final = 32 * _MIB
 """What the anchor reads is kept in memory up to here, then in a temporary file."""
 
@@ -47,10 +50,12 @@ class _Taken(NamedTuple):
     xattrs: Xattrs
     data: Runs | None = None
     sha256: str = ""
+    known: Entry | None = None
+    """The entry as the store has it from the last backup."""
 
     def entry(self) -> Entry:
         """The entry of the name."""
-        return tree_read.entry(self.found, self.xattrs, self.data)
+        return self.known or tree_read.entry(self.found, self.xattrs, self.data)
 
 
 def _taken(found: Found, started_ns: int, xattrs: Xattrs, data: Runs | None = None) -> _Taken:
@@ -204,11 +209,19 @@ class TreeSource:
             if taken is None:
                 return 0
             size = taken.found.size
-            runs = [(offset, length, offset) for offset, length in _runs(taken)]
-            with tree_read.content(tree_read.OpenFile(file, found.path, self._root), size, runs) as content:
+            with self._content(file, found.path, taken) as content:
                 self._taken[found.path] = taken._replace(sha256=tree.add(taken.entry(), content))
             self._added.add(found.path)
             return size
+
+    def _content(self, file: int, path: bytes, taken: _Taken) -> BinaryIO:
+        """What the file holds: exactly its size, whatever becomes of it meanwhile."""
+        size = taken.found.size
+        if size <= _AT_ONCE and taken.data is None:
+            with self._reading(path):
+                return io.BytesIO(os.pread(file, size, 0).ljust(size, b"\0"))
+        runs = [(offset, length, offset) for offset, length in _runs(taken)]
+        return tree_read.content(tree_read.OpenFile(file, path, self._root), size, runs)
 
     def _hold(self, folders: Folders, found: Found, started_ns: int, held: _Held) -> None:
         with self._opened(folders, found, started_ns) as (file, taken):
@@ -270,7 +283,7 @@ def _remembered(known: Known) -> _Taken:
         entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.size, entry.mtime_ns, seen.ctime_ns, seen.dev,
         seen.ino, seen.nlink, device, entry.target,
     )  # fmt: skip
-    return _Taken(found, found, entry.xattrs, None, known.sha256)
+    return _Taken(found, found, entry.xattrs, None, known.sha256, entry)
 
 
 class _Held:

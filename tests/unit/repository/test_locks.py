@@ -50,6 +50,21 @@ def test_shared_ones_live_together_and_an_exclusive_one_alone(repository: Reposi
     assert not names(repository)
 
 
+def test_one_that_does_not_settle_sees_the_other_before_it_is_relied_on(repository: Repository) -> None:
+    with locks.acquire(repository, settle=False, refresh=False) as lock:
+        lock.ensure()
+        lock.ensure()
+    lock = locks.acquire(repository, settle=False, refresh=False)
+    other = foreign(repository, exclusive=True)  # it came after we had looked
+    with pytest.raises(errors.Locked, match="exclusively by"):
+        lock.ensure()
+    assert names(repository) == {other}
+    with pytest.raises(errors.Locked):
+        lock.ensure()
+    with pytest.raises(AssertionError):
+        locks.acquire(repository, exclusive=True, settle=False)
+
+
 def test_of_two_that_come_together_not_both_get_it(repository: Repository) -> None:
     got: list[locks.Lock] = []
 

@@ -120,7 +120,16 @@ BLOBS = st.lists(
 
 @given(st.lists(st.tuples(IDS, BLOBS), max_size=4), st.lists(IDS, max_size=2))
 def test_an_index_file_comes_back(found: list[tuple[bytes, list[Blob]]], old: list[bytes]) -> None:
-    assert index.decode(index.encode(found, old)) == (found, tuple(old))
+    encoded = index.encode(found, old)
+    assert index.decode(encoded) == (found, tuple(old))
+    at_once, one_by_one = Index(), Index()
+    for _ in range(2):
+        at_once.add_file(encoded)
+        for pack, blobs in found:
+            one_by_one.add(pack, blobs)
+        assert sorted(at_once) == sorted(one_by_one)
+        assert len(at_once) == len(one_by_one)
+        assert at_once.packs() == one_by_one.packs()
 
 
 @given(st.lists(st.tuples(IDS, BLOBS), max_size=4), st.data())
@@ -128,8 +137,14 @@ def test_a_changed_index_file_ends_in_our_errors(found: list[tuple[bytes, list[B
     changed = bytearray(index.encode(found))
     changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     del changed[data.draw(st.integers(0, len(changed))) :]
+    expected = None
     with contextlib.suppress(errors.Damaged):
-        index.decode(changed)
+        expected = index.decode(changed)
+    read = Index()
+    with contextlib.suppress(errors.Damaged):
+        read.add_file(changed)
+        assert expected is not None
+        assert set(read.packs()) == {pack for pack, _ in expected[0]}
 
 
 @pytest.mark.parametrize(
@@ -143,8 +158,13 @@ def test_a_changed_index_file_ends_in_our_errors(found: list[tuple[bytes, list[B
     ],
 )
 def test_impossible_entries(blob: str) -> None:
+    plain = f'{{"packs":[{{"id":"{"1" * 64}","blobs":[{blob}]}}]}}'.encode()
     with pytest.raises(errors.Damaged):
-        index.decode(f'{{"packs":[{{"id":"{"1" * 64}","blobs":[{blob}]}}]}}'.encode())
+        index.decode(plain)
+    read = Index()
+    with pytest.raises(errors.Damaged):
+        read.add_file(plain)
+    assert not read.packs()
 
 
 def test_many_blobs_are_found_and_small(rng: object) -> None:
@@ -173,3 +193,8 @@ def test_a_blob_may_lie_in_several_packs() -> None:
     known.add(b"b" * 32, [blob._replace(offset=7)])
     assert [(place.pack[:1], place.blob.offset) for place in known.places("data", blob.id)] == [(b"a", 0), (b"b", 7)]
     assert not known.has("data", b"\x01" * 31 + b"\x02")
+    assert known.missing("data", [blob.id.hex(), "02" * 32, "zz", ""]) == {"02" * 32, "zz", ""}
+    assert known.missing("tree", [blob.id.hex()]) == {blob.id.hex()}
+    found = known.find("data", blob.id)
+    assert found is not None
+    assert (found.pack, known.find("tree", blob.id)) == (b"a" * 32, None)

@@ -1,0 +1,347 @@
+"""Processes that read folders beside us: each has its own packs and tells us what it has stored.
+
+They share nothing with us but pipes. One that dies, or fails, fails the whole; when we die, however, their pipe breaks
+and they end. What is left in their packs at the end comes to us, so that a backup does not end in many small packs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import pickle
+import select
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import msgspec
+
+from cosmos_coherence import errors
+from cosmos_coherence.repository.blob import Blob, Id
+from cosmos_coherence.repository.crypto import Buffer
+from cosmos_coherence.repository.folder_read import Folder, FolderReader, Reading
+from cosmos_coherence.repository.repository import Repository
+from cosmos_coherence.repository.saver import Added, Saver
+
+_LENGTH_BYTES: Final = 4
+_AT_ONCE: Final = 256 << 10
+
+
+class Root(msgspec.Struct, tag=True):
+    """To a process: what the folders that follow lie in."""
+
+    place: bytes
+    identity: tuple[int, int]
+
+
+class Folders(msgspec.Struct, tag=True):
+    """To a process: read these."""
+
+    folders: list[Folder]
+
+
+class Finish(msgspec.Struct, tag=True):
+    """To a process: nothing follows; hand over what is left."""
+
+
+class Stored(msgspec.Struct, tag=True):
+    """A pack is there. From a process, and on to the others, so that they do not store the same again."""
+
+    pack: Id
+    blobs: list[Blob]
+
+
+class Readings(msgspec.Struct, tag=True):
+    """From a process: what became of folders."""
+
+    readings: list[Reading]
+
+
+class Left(msgspec.Struct, tag=True):
+    """From a process: blobs that are in none of its packs."""
+
+    blobs: list[tuple[Blob, bytes]]
+
+
+class Finished(msgspec.Struct, tag=True):
+    """From a process: its last word, what was new in all."""
+
+    data_blobs: int
+    tree_blobs: int
+    size: int
+    packed: int
+
+
+class Failed(msgspec.Struct, tag=True):
+    """From a process: what it failed of."""
+
+    error: bytes
+
+
+Order = Root | Folders | Finish | Stored
+Answer = Stored | Readings | Left | Finished | Failed
+_orders: Final = msgspec.msgpack.Decoder(Order)
+_answers: Final = msgspec.msgpack.Decoder(Answer)
+
+
+class Team:
+    """Some such processes. A context manager; leaving it ends them at once, whatever they do.
+
+    To be made before any thread is started, since a fork copies no other thread. The repository must be local.
+    """
+
+    def __init__(self, repository: Repository, count: int = 2) -> None:
+        if not repository.backend.properties.local:
+            raise AssertionError("connections do not survive a fork")
+        self._members: list[_Member] = []
+        _ = repository.index  # loaded once, for all
+        gc.freeze()  # so that no collection touches, and thereby copies, what the processes share
+        try:
+            for _number in range(count):
+                self._members.append(_fork(repository, self._members))
+        except OSError as error:
+            self.close()
+            raise errors.CosmosError(f"no process can be started: {error.strerror}") from error
+        finally:
+            gc.unfreeze()
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Their process ids."""
+        return tuple(member.pid for member in self._members)
+
+    def begin(self, root: Path, identity: tuple[int, int]) -> None:
+        """Say where the folders lie."""
+        for member in self._members:
+            member.queue(Root(os.fsencode(root.absolute()), identity))
+
+    def hungry(self) -> Iterator[Callable[[Sequence[Folder]], None]]:
+        """Whoever has not enough to do, as a function that gives it folders to read."""
+        for member in sorted(self._members, key=lambda each: each.outstanding):
+            if member.outstanding < 2:
+                yield member.give
+
+    def tell(self, stored: Stored, by: int) -> None:
+        """Let all but one know a pack."""
+        for number, member in enumerate(self._members):
+            if number != by:
+                member.queue(stored)
+
+    def finish(self) -> None:
+        """Say that nothing follows."""
+        for member in self._members:
+            member.queue(Finish())
+
+    def answers(self, *, wait: bool) -> Iterator[tuple[int, Answer]]:
+        """What has come from which process; with ``wait`` at least one piece of an answer is awaited.
+
+        Raises what a process failed of, and ``CosmosError`` when one has died.
+        """
+        poll = select.poll()
+        numbers: dict[int, tuple[int, _Member]] = {}
+        for number, member in enumerate(self._members):
+            if not member.finished:
+                poll.register(member.incoming, select.POLLIN)
+                numbers[member.incoming] = number, member
+            if member.unsent:
+                poll.register(member.outgoing, select.POLLOUT)
+                numbers[member.outgoing] = number, member
+        for descriptor, event in poll.poll(None if wait and numbers else 0):
+            number, member = numbers[descriptor]
+            if descriptor == member.outgoing and event & select.POLLOUT:
+                member.send()
+            elif descriptor == member.incoming:
+                for answer in member.receive():
+                    if isinstance(answer, Failed):
+                        raise _failure(answer)
+                    yield number, answer
+
+    def close(self) -> None:
+        """End them; may be called again."""
+        for member in self._members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member.pid, signal.SIGKILL)
+            os.close(member.incoming)
+            os.close(member.outgoing)
+        for member in self._members:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(member.pid, 0)
+        self._members = []
+
+
+class _Member:
+    """Our end of one process."""
+
+    def __init__(self, pid: int, incoming: int, outgoing: int) -> None:
+        self.pid, self.incoming, self.outgoing = pid, incoming, outgoing
+        self.outstanding = 0
+        self.finished = False
+        self.unsent: deque[memoryview] = deque()
+        self._received = bytearray()
+
+    def give(self, folders: Sequence[Folder]) -> None:
+        self.outstanding += 1
+        self.queue(Folders(list(folders)))
+
+    def queue(self, order: Order) -> None:
+        self.unsent.append(memoryview(_framed(order)))
+        self.send()
+
+    def send(self) -> None:
+        """As much as the pipe takes now."""
+        with contextlib.suppress(BlockingIOError):
+            while self.unsent:
+                try:
+                    count = os.write(self.outgoing, self.unsent[0])
+                except BrokenPipeError:
+                    return  # it has died; its answers, which may say why, are read first
+                self.unsent[0] = self.unsent[0][count:]
+                if not self.unsent[0]:
+                    self.unsent.popleft()
+
+    def receive(self) -> Iterator[Answer]:
+        received = self._received
+        try:
+            more = os.read(self.incoming, _AT_ONCE)
+        except BlockingIOError:
+            return
+        if not more:
+            raise errors.CosmosError("a process that read folders for the backup has died")
+        received += more
+        at = 0
+        while len(received) - at >= _LENGTH_BYTES:
+            end = at + _LENGTH_BYTES + int.from_bytes(received[at : at + _LENGTH_BYTES], "little")
+            if end > len(received):
+                break
+            answer = _answers.decode(bytes(received[at + _LENGTH_BYTES : end]))
+            at = end
+            if isinstance(answer, Readings):
+                self.outstanding -= 1
+            self.finished = self.finished or isinstance(answer, Finished)
+            yield answer
+        del received[:at]
+
+
+def _fork(repository: Repository, others: Iterable[_Member]) -> _Member:
+    orders, outgoing = os.pipe()
+    incoming, answers = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(orders)
+        os.close(answers)
+        os.set_blocking(outgoing, False)
+        os.set_blocking(incoming, False)
+        return _Member(pid, incoming, outgoing)
+    status = 1
+    try:
+        gc.disable()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to all of us; we are ended by the one who forked
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for descriptor in (outgoing, incoming, *(each for one in others for each in (one.incoming, one.outgoing))):
+            os.close(descriptor)  # else a pipe would not break when it should
+        with contextlib.suppress(BrokenPipeError):
+            _work(repository, orders, answers)
+            status = 0
+    finally:
+        os._exit(status)  # nothing of the parent's is cleared up twice
+    raise AssertionError
+
+
+def _work(repository: Repository, orders: int, answers: int) -> None:
+    def say(answer: Answer) -> None:
+        _write(answers, _framed(answer))
+
+    def told(pack: Id, blobs: Sequence[Blob]) -> None:
+        say(Stored(pack, list(blobs)))
+
+    try:
+        saver = repository.saver(workers=0, told=told)
+        with contextlib.ExitStack() as stack:
+            reader: FolderReader | None = None
+            while (order := _read(orders)) is not None:
+                if isinstance(order, Root):
+                    reader = stack.enter_context(FolderReader(repository, saver, Path(os.fsdecode(order.place))))
+                    if reader.identity != order.identity:
+                        raise errors.CaptureFailed(f"{os.fsdecode(order.place)} was replaced while it was read")
+                elif isinstance(order, Stored):
+                    repository.index.add(order.pack, order.blobs)
+                elif isinstance(order, Folders):
+                    assert reader is not None
+                    say(Readings([reader.read(folder) for folder in order.folders]))
+                else:
+                    _hand_over(saver, say)
+    except BrokenPipeError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - raised again where it is known what for
+        say(Failed(_pickled(error)))
+
+
+def _hand_over(saver: Saver, say: Callable[[Answer], None]) -> None:
+    batch: list[tuple[Blob, bytes]] = []
+    size = 0
+    for blob, sealed in saver.leave():
+        batch.append((blob, bytes(sealed)))
+        size += len(sealed)
+        if size > _AT_ONCE:
+            say(Left(batch))
+            batch, size = [], 0
+    say(Left(batch))
+    added: Added = saver.added
+    say(Finished(added.data_blobs, added.tree_blobs, added.size, added.packed))
+
+
+def _framed(message: Order | Answer) -> bytes:
+    encoded = msgspec.msgpack.encode(message)
+    return len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded
+
+
+def _read(descriptor: int) -> Order | None:
+    """The next order; None when there will be no more."""
+    length = _exactly(descriptor, _LENGTH_BYTES)
+    if length is None:
+        return None
+    body = _exactly(descriptor, int.from_bytes(length, "little"))
+    return None if body is None else _orders.decode(body)
+
+
+def _exactly(descriptor: int, count: int) -> Buffer | None:
+    data = b""
+    while len(data) < count:
+        more = os.read(descriptor, count - len(data))
+        if not more:
+            return None
+        data += more
+    return data
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _pickled(error: BaseException) -> bytes:
+    if not isinstance(error, errors.CosmosError):
+        error = errors.CosmosError(f"a process that read folders for the backup has failed: {error!r}")
+    error.__cause__ = error.__context__ = None
+    return pickle.dumps(error)
+
+
+def _failure(answer: Failed) -> BaseException:
+    found = pickle.loads(answer.error)  # noqa: S301 - from our own child, which has our memory anyway
+    return found if isinstance(found, errors.CosmosError) else errors.CosmosError(str(found))
