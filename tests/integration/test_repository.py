@@ -108,7 +108,7 @@ def test_restic_reads_checks_and_restores_it(stack, saved, tmp_path):
     assert "COPY " in (tmp_path / "ours" / "database.sql").read_text()
 
 
-def test_what_a_person_looks_at(stack, saved):
+def test_what_a_person_looks_at(stack, saved, tmp_path):
     first, _ = saved
     second = told(stack, "backup")
     paths = {one["path"]: one for one in told(stack, "files", first["backup"])}
@@ -120,6 +120,10 @@ def test_what_a_person_looks_at(stack, saved):
     dumped = call(stack, "dump", first["backup"], inside)
     assert dumped.stdout.count("\n") > 0
     assert paths[inside]["size"] == len(dumped.stdout.encode())
+    assert told(stack, "dump", first["backup"], inside, "--to", str(tmp_path / "one"))["size"] == paths[inside]["size"]
+    assert (tmp_path / "one").read_text() == dumped.stdout
+    told(stack, "dump", first["backup"], inside, "--to", str(tmp_path / "one"), status=7)
+    told(stack, "dump", first["backup"], inside, status=2)
     changes = {one["path"]: one["change"] for one in told(stack, "diff", first["backup"], second["backup"])}
     assert changes[inside] == "changed"
     assert call(stack, "dump", first["backup"], "no/such").returncode == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,12 @@ import pytest
 from cosmos_coherence import errors
 from cosmos_coherence.repository import copying, gotext, keys, locks, prune, trees
 from cosmos_coherence.repository.check import check
+from cosmos_coherence.repository.folder_read import FolderReader, Reading
+from cosmos_coherence.repository.forked import Team
 from cosmos_coherence.repository.reach import trees as reachable
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.snapshots import Snapshot
+from cosmos_coherence.repository.tree_restore import restore_tree
 from cosmos_coherence.repository.tree_save import Saved, save_ancestors, save_folder
 from cosmos_coherence.storage.backend import Kind
 from cosmos_coherence.storage.folder import FolderBackend
@@ -70,6 +74,20 @@ def back_up(repository: Repository, root: Path, stamp: int = STAMP, parent: Snap
     return saved
 
 
+def in_processes(repository: Repository, root: Path) -> Saved:
+    """As ``back_up``, with processes that read the folders."""
+    with locks.acquire(repository, refresh=False, settle=False) as lock, Team(repository, 2) as team:
+        lock.start_refreshing()
+        with repository.saver() as saver:
+            saved = save_folder(repository, saver, root, team=team)
+            top = save_ancestors(saver, root, saved.tree)
+        lock.ensure()
+        repository.save_snapshot(
+            Snapshot(time=gotext.format_time(STAMP), tree=top.hex(), paths=[str(root)], hostname="host")
+        )
+    return saved
+
+
 def below(repository: Repository, snapshot: Snapshot, root: Path) -> bytes:
     """The tree of ``root`` in a snapshot that has it under its full path."""
     tree = snapshot.tree_id
@@ -102,6 +120,42 @@ def test_it_lists_checks_and_restores_ours(tmp_path: Path, source: Path, referee
     assert check(repository, read_share=1).sound
 
 
+def test_it_checks_and_restores_what_processes_saved(tmp_path: Path, source: Path, referee: Restic) -> None:
+    repository = ours(tmp_path / "repository")
+    saved = in_processes(repository, source)
+    with repository.saver() as saver:
+        assert save_folder(repository, saver, source) == saved
+    referee.check(tmp_path / "repository")
+    referee.run(tmp_path / "repository", "restore", "latest", "--target", tmp_path / "restored")
+    restored = tmp_path / "restored" / source.relative_to("/")
+    same(looks(restored), looks(source), but=(b"bad-target",) if referee.version == "0.14" else ())
+
+
+def test_a_process_that_is_killed_leaves_no_snapshot_and_a_sound_repository(
+    tmp_path: Path, source: Path, referee: Restic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(200):
+        (source / f"many-{number:03}").write_bytes(os.urandom(200_000))
+    repository = ours(tmp_path / "repository")
+    us, small, left = os.getpid(), FolderReader._small, [150]
+
+    def dying(self: FolderReader, opened: int, name: bytes, reading: Reading) -> str:
+        left[0] -= 1
+        if not left[0] and os.getpid() != us:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return small(self, opened, name, reading)
+
+    monkeypatch.setattr(FolderReader, "_small", dying)
+    with pytest.raises(errors.CosmosError, match="has died"):
+        in_processes(repository, source)
+    assert list(repository.backend.list("data")), "packs were stored before"
+    assert referee.snapshots(tmp_path / "repository") == []
+    referee.check(tmp_path / "repository")
+    monkeypatch.undo()
+    in_processes(Repository.open(repository.backend, PASSWORD), source)
+    referee.check(tmp_path / "repository")
+
+
 def test_its_backup_on_top_of_ours_finds_every_file_unmodified(tmp_path: Path, source: Path, referee: Restic) -> None:
     repository = ours(tmp_path / "repository")
     back_up(repository, source)
@@ -127,6 +181,9 @@ def test_we_list_check_and_read_what_it_wrote(tmp_path: Path, source: Path, refe
     assert report.sound, report.faults
     tree = below(repository, listed.snapshot, source)
     same(contents(repository, tree), looks(source))
+    (tmp_path / "there").mkdir()
+    restore_tree(repository, tree, tmp_path / "there", devices=True)
+    same(looks(tmp_path / "there"), looks(source))
     for tree_id, nodes in reachable(repository.load_tree, [listed.snapshot.tree_id]):
         assert trees.encode(nodes) == bytes(repository.load_blob("tree", tree_id))
 

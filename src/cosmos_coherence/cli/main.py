@@ -181,11 +181,13 @@ def dump(
     backup_name: Annotated[str, typer.Argument(metavar="ID|FILE|latest")],
     path: Annotated[str, typer.Argument(help="As `cosmos files` lists it.")],
     table: Annotated[str, typer.Option("--table", help="Only this table of the SQL: public.items.")] = "",
+    to: Annotated[Path | None, typer.Option("--to", help="Write it into this new file instead.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write one file of a backup, or one table, to standard output."""
     from cosmos_coherence.cli import repository as verbs
 
-    _finish(verbs.dump(backup_name, path, table=table))
+    _finish(verbs.dump(backup_name, path, table=table, to=to, as_json=as_json))
 
 
 @app.command()

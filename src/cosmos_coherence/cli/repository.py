@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import typer
 
@@ -12,9 +15,12 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive.reader import ArchiveReader
 from cosmos_coherence.cli import context, render
 from cosmos_coherence.flow import backup as backing
-from cosmos_coherence.flow import contents, initialise, store, transfer, upkeep
+from cosmos_coherence.flow import contents, initialise, known, store, transfer, upkeep
 from cosmos_coherence.flow.recover import RESTORE_SPOOL
 from cosmos_coherence.storage import local
+
+if TYPE_CHECKING:
+    from cosmos_coherence.repository.repository import Repository
 
 
 def init(*, url: str, kit: Path | None, as_json: bool) -> int:
@@ -62,18 +68,39 @@ def diff(before: str, after: str, *, as_json: bool) -> int:
     return 0
 
 
-def dump(name: str, path: str, *, table: str) -> int:
-    """Write one file of a backup, or one table, to standard output; the exit status."""
+def dump(name: str, path: str, *, table: str, to: Path | None, as_json: bool) -> int:
+    """Write one file of a backup, or one table, to standard output or a new file; the exit status."""
     settings = context.settings()
-    if sys.stdout.isatty():
-        raise errors.Refused("the terminal is no place for the bytes of a file", remedy="Redirect it: > FILE.")
-    with context.opened(name, settings) as reader:
-        if table:
-            contents.dump_table(reader, path, table, sys.stdout.buffer)
-        else:
-            contents.dump(reader, path, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+    if to is None and as_json:
+        raise errors.UsageError("standard output cannot be both the file and JSON", remedy="Name a file with --to.")
+    if to is None and sys.stdout.isatty():
+        raise errors.Refused(
+            "the terminal is no place for the bytes of a file", remedy="Redirect it, or name --to FILE."
+        )
+    with context.opened(name, settings) as reader, _written(to) as out:
+        size = contents.dump_table(reader, path, table, out) if table else contents.dump(reader, path, out)
+        identity = reader.manifest.id
+    if as_json:
+        render.as_json({"status": "done", "backup": identity, "path": path, "to": str(to), "size": size})
     return 0
+
+
+@contextmanager
+def _written(to: Path | None) -> Iterator[BinaryIO]:
+    """Standard output, or a new private file that is whole or not there. ``Refused`` when it is there already."""
+    if to is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if to.exists():
+        raise errors.Refused(f"{to} is there already", remedy="Choose another name.")
+    temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    try:
+        with local.translated(f"writing {to}"), os.fdopen(local.create(temporary), "wb") as out:
+            yield out
+        local.publish(temporary, to)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def extract(name: str, folder: Path, *, only: tuple[str, ...], as_json: bool) -> int:
@@ -114,13 +141,23 @@ def import_(name: str, *, as_json: bool) -> int:
         identity, project = reader.manifest.id, reader.manifest.project
         held = {each.id for each in store.kept(store.open_repository(settings), project)}
         if identity not in held:
-            writer = store.repository_writer(settings, identity, project, spool / backing.new_run())
+            state, own, said = context.state(settings), context.project(settings) or project, ""
+
+            def published(repository: Repository, snapshot: str) -> None:
+                nonlocal said
+                said = known.add(state, repository, own, known.Backup(identity, snapshot)) if state else ""
+
+            writer = store.repository_writer(
+                settings, identity, project, spool / backing.new_run(), published=published
+            )
             try:
                 writer.pack(transfer.copied(reader, writer))
                 writer.verify()
                 writer.publish()
             finally:
                 writer.abort()
+            if said:
+                typer.echo(said, err=True)
     if as_json:
         render.as_json({"status": "done", "backup": identity, "imported": identity not in held})
     else:

@@ -92,14 +92,24 @@ def backend(settings: Settings) -> Backend:
 
 def located(url: str, folder: Path) -> str:
     """A path is relative to the project's folder; anything else is as it was written."""
-    scheme, colon, _ = url.partition(":")
-    return url if colon and "/" not in scheme else str(folder / url)
+    return str(folder / url) if _is_path(url) else url
 
 
 def local_folder(settings: Settings) -> tuple[Path, ...]:
     """The folder that the repository lies in, when it lies on this machine."""
-    where = located(settings.repository.url, settings.stack.directory)
-    return (Path(where),) if settings.repository.url and where != settings.repository.url else ()
+    url = settings.repository.url
+    return (settings.stack.directory / url,) if url and _is_path(url) else ()
+
+
+def places(settings: Settings) -> tuple[Path, ...]:
+    """What of this machine has to be there for the repository to open: its folder, and the files of secrets."""
+    found = settings.repository
+    if not found.url:
+        return ()
+    named = (found.password_file, found.s3_secret_file, found.rest_password_file, found.sftp_key,
+             found.sftp_known_hosts, found.ca)  # fmt: skip
+    secrets = [settings.stack.directory / path for path in named if path is not None]
+    return (*local_folder(settings), *(path for path in secrets if path.is_file()))
 
 
 def password(settings: Settings) -> str:
@@ -215,6 +225,11 @@ def new_identity(directory: Path) -> str:
         if not any(directory.glob(f"*{name}*")):
             return name
         time.sleep(0.1)
+
+
+def _is_path(url: str) -> bool:
+    scheme, colon, _ = url.partition(":")
+    return not colon or "/" in scheme
 
 
 def _below(folder: Path, path: Path | None) -> Path | None:
