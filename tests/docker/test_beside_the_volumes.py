@@ -17,7 +17,9 @@ import pytest
 from cosmos_coherence.cut.lock import run_lock
 from support.docker_stack import HOST, docker
 from support.ordinary_user import OrdinaryUser, ordinary_user
+from support.program import NOBODY
 from support.shop_stack import ShopStack, shop_stack
+from support.trees import public_folder
 from support.waiting import eventually
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
@@ -202,6 +204,29 @@ def test_from_a_container_nothing_is_written_where_it_would_be_lost(shop: ShopSt
     status, report = from_a_container(shop, image)
     assert (status, report["failure"]["code"]) == (7, "refused")
     assert "/app/backups" in report["failure"]["message"]
+
+
+def test_a_repository_outside_of_the_project(user: OrdinaryUser) -> None:
+    """Its folder and its password come along into the container, and what is written belongs to the user."""
+    with public_folder() as place:
+        (place / "safe").mkdir(mode=0o700)
+        (place / "safe" / "password").write_text("of the repository\n")
+        for path in (place, place / "safe", place / "safe" / "password"):
+            os.chown(path, NOBODY, NOBODY)
+        there = {
+            "COSMOS_REPOSITORY__URL": str(place / "repository"),
+            "COSMOS_REPOSITORY__PASSWORD_FILE": str(place / "safe" / "password"),
+        }
+        made = user.cosmos("init", "--kit", str(place / "kit"), **there)
+        assert made.returncode == 0, made.stdout + made.stderr
+        done = user.cosmos("backup", "--json", **there)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "running in a container" in done.stderr
+        saved = json.loads(done.stdout)
+        listed = user.cosmos("list", "--json", **there)
+        assert saved["backup"] in [one["id"] for one in json.loads(listed.stdout)]
+        owners = {path.stat().st_uid for path in (place / "repository").rglob("*")}
+        assert owners == {NOBODY}
 
 
 def test_without_the_image_there_is_a_remedy(user: OrdinaryUser) -> None:

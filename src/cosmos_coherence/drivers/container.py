@@ -143,8 +143,9 @@ def _folders(runtime: DockerRuntime, directory: Path, extra_paths: Sequence[Path
     places: dict[Path, Path] = {}
     for folder in (directory, *extra_paths, *([chosen] if chosen else ())):
         path = folder.resolve()
-        with _on_disk(path):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.is_file():
+            with _on_disk(path):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (source := reach.host_path(path)) is not None:
             places[path] = source
         elif folder in extra_paths:
