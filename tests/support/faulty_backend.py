@@ -11,7 +11,7 @@ from typing import Literal
 from cosmos_coherence import errors
 from cosmos_coherence.storage.backend import Backend, Kind, Properties, Stored
 
-Call = Literal["create", "save", "load", "size", "list", "remove"]
+Call = Literal["create", "save", "load", "size", "list", "remove", "any"]
 
 
 def _gone() -> Exception:
@@ -27,6 +27,8 @@ class Fault:
     """Only calls for that kind; any when it is ``None``."""
     nth: int = 1
     """The how manieth of the calls that match, from 1 on."""
+    last: int | None = None
+    """So do all that match up to this one; the ``nth`` alone when it is ``None``."""
     when: Literal["before", "after"] = "before"
     """``after``: the store has done it, and the answer is lost. A listing breaks after its first name then."""
     error: Callable[[], BaseException] = _gone
@@ -98,9 +100,9 @@ class FaultyBackend:
         due: dict[str, Fault] = {}
         with self._lock:
             for fault in self._met:
-                if fault.call == call and fault.kind in (None, kind):
+                if fault.call in (call, "any") and fault.kind in (None, kind):
                     self._met[fault] += 1
-                    if self._met[fault] == fault.nth:
+                    if fault.nth <= self._met[fault] <= (fault.last or fault.nth):
                         due[fault.when] = fault
                         self.fired.append(fault)
         return due.get("before"), due.get("after")
