@@ -10,7 +10,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -63,6 +63,14 @@ class _Job:
     release: Callable[[], None] | None
 
 
+@dataclass(slots=True)
+class _Batch:
+    """Small blobs, hashed and claimed already, that are handed over in one go."""
+
+    kind: BlobKind
+    blobs: Sequence[tuple[Id, bytes]]
+
+
 class Saver:
     """Takes blobs from any thread. A context manager: left well it flushes, left with an exception it drops the rest.
 
@@ -89,7 +97,7 @@ class Saver:
         self._stored_size = self._stored_blobs = 0
         self._indexed_at = time.monotonic()
         self._failure: BaseException | None = None
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(max(1, workers * 2))
+        self._jobs: queue.Queue[_Job | _Batch | None] = queue.Queue(max(1, workers * 2))
         self._outstanding = self._waiting = 0
         self._workers = workers
         self._threads: list[threading.Thread] = []
@@ -121,6 +129,19 @@ class Saver:
                 kept = plain if isinstance(plain, bytes) else bytes(plain)
                 self._hand_over(_Job(kind, kept, Pending(self), blob_id, None))
         return blob_id
+
+    def save_many(self, kind: BlobKind, blobs: Iterable[tuple[Id, bytes]]) -> None:
+        """Save small blobs with their ids: for many of them handing over each would cost more than storing it.
+
+        Raises what made a worker fail.
+        """
+        new = [(blob_id, plain) for blob_id, plain in blobs if self._claim(kind, blob_id)]
+        if not new:
+            return
+        if self._workers:
+            self._hand_over(_Batch(kind, new))
+        else:
+            self._do(_Batch(kind, new))
 
     def submit(self, kind: BlobKind, plain: Buffer, release: Callable[[], None]) -> Pending:
         """Have a blob hashed and saved by a worker; ``release`` is called once, when ``plain`` is not needed any more.
@@ -207,7 +228,7 @@ class Saver:
         self._idle = []
 
     # ----------------------------------------------------------------------------------------------- workers
-    def _hand_over(self, job: _Job) -> None:
+    def _hand_over(self, job: _Job | _Batch) -> None:
         with self._lock:
             self._outstanding += 1
             if len(self._threads) < self._workers:
@@ -228,7 +249,12 @@ class Saver:
                     if self._waiting:
                         self._changed.notify_all()
 
-    def _do(self, job: _Job) -> None:
+    def _do(self, job: _Job | _Batch) -> None:
+        if isinstance(job, _Batch):
+            for blob_id, plain in job.blobs:
+                if self._failure is None:
+                    self._store(job.kind, blob_id, plain)
+            return
         try:
             if job.known is not None:
                 job.pending.found = job.known

@@ -12,6 +12,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.model import Entry, PartFile
 from cosmos_coherence.parts import Known
 from cosmos_coherence.repository import gotext, trees
+from cosmos_coherence.repository.blob import Id
 from cosmos_coherence.repository.chunker import MIN_SIZE, Chunk
 from cosmos_coherence.repository.joined import joined
 from cosmos_coherence.repository.saver import Saver
@@ -19,6 +20,9 @@ from cosmos_coherence.repository.trees import Node, NodeType
 
 Cut = Callable[[BinaryIO], Iterator[Chunk]]
 
+_BATCH: Final = 1 << 20
+_BATCH_FILES: Final = 256
+"""Bytes or files that are handed over in one go."""
 EMPTY: Final = hashlib.sha256().hexdigest()
 
 _TYPES: Final[Mapping[str, NodeType]] = {
@@ -86,6 +90,8 @@ class RepositoryTree:
     ) -> None:
         self._saver, self._cut, self._path, self._done = saver, cut, path, done
         self._before, self._added = before, added
+        self._batch: list[tuple[Id, bytes]] = []
+        self._batched = 0
         self._content = {path: content for path, (_, content) in before.names.items() if content is not None}
 
     def known(self) -> Iterator[Known]:
@@ -109,6 +115,7 @@ class RepositoryTree:
 
     def finish(self, entries: Iterable[Entry]) -> PartFile:
         """As ``parts.TreeWriter`` says. The part's checksum is the id of the tree."""
+        self._save_batch()
         whole = {entry.path: entry for entry in entries}
         linked: dict[bytes, int] = {}
         below: dict[bytes, list[Entry]] = {}
@@ -146,9 +153,16 @@ class RepositoryTree:
         if not plain:
             return Content((), 0, EMPTY)
         blob_id = hashlib.sha256(plain).digest()
-        self._saver.save("data", plain, blob_id)
+        self._batch.append((blob_id, plain))
+        self._batched += len(plain)
+        if self._batched >= _BATCH or len(self._batch) >= _BATCH_FILES:
+            self._save_batch()
         name = blob_id.hex()
         return Content((name,), len(plain), name)
+
+    def _save_batch(self) -> None:
+        batch, self._batch, self._batched = self._batch, [], 0
+        self._saver.save_many("data", batch)
 
     def _kept(self, path: bytes, entries: list[Entry], same: set[bytes]) -> str:
         """The tree that the folder had, when it holds the very names that were known of it; else nothing."""
