@@ -174,7 +174,8 @@ def _writer(
     runtime: Runtime, plan: BackupPlan, settings: Settings, journal: Journal, story: Story
 ) -> Iterator[BackupWriter]:
     """The backup to be, journalled before it begins; what was not published of it goes at the end."""
-    identity, project, state = store.new_identity(plan.directory), plan.stack.project, runtime.state_directory()
+    project, state = plan.stack.project, runtime.state_directory()
+    identity = store.new_identity(plan.directory, state)
     spool = spool_of(state if plan.repository else plan.directory, identity)
     note = journal.open(SpoolRecord(story.run, str(spool), **_servers(plan)))
 

@@ -19,6 +19,7 @@ from cosmos_coherence.drivers import process
 from cosmos_coherence.model import Manifest
 from cosmos_coherence.parts import BackupReader, BackupWriter
 from cosmos_coherence.settings import RepositorySettings, Settings
+from cosmos_coherence.storage import local
 
 if TYPE_CHECKING:
     from cosmos_coherence.repository.repository import Repository
@@ -218,11 +219,14 @@ def repository_writer(
     )  # fmt: skip
 
 
-def new_identity(directory: Path) -> str:
-    """This second as a backup's name; a later one when anything in the folder bears it, be it a safety backup."""
+def new_identity(directory: Path, state: Path) -> str:
+    """This second as a backup's name; a later one when the last run of this stack, whose name ``state`` keeps, or
+    anything in the folder of the archives bears it, be it a safety backup. The caller holds the run lock."""
+    last = state / "last-backup-id"
     while True:
         name = f"{datetime.now(UTC):%Y%m%d_%H%M%S}"
-        if not any(directory.glob(f"*{name}*")):
+        if not any(directory.glob(f"*{name}*")) and not (last.exists() and last.read_text() == name):
+            local.write_atomically(last, name.encode())
             return name
         time.sleep(0.1)
 
