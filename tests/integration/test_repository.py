@@ -273,6 +273,24 @@ def test_a_flipped_byte_is_found_before_anything_live_is_touched(stack, saved, t
     assert told(stack, "check", "--read-data", "all", status=6, **damaged)["checked"] is False
 
 
+def test_one_damaged_snapshot_keeps_nobody_from_the_others(stack, saved, tmp_path):
+    first, _ = saved
+    told(stack, "backup")
+    copy = tmp_path / "damaged"
+    shutil.copytree(repository(stack), copy)
+    newest = max((copy / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest.chmod(0o600)
+    newest.write_bytes(newest.read_bytes()[:-5])
+    settings = {"COSMOS_REPOSITORY__URL": str(copy)}
+    listed = call(stack, "list", **settings)
+    assert (listed.returncode, first["backup"] in listed.stdout, newest.name[:8] in listed.stderr) == (0, True, True)
+    latest = told(stack, "show", "latest", status=6, **settings)
+    assert "cosmos list" in latest["failure"]["remedy"]
+    assert told(stack, "show", first["backup"], **settings)["id"] == first["backup"]
+    told(stack, "backup", **settings)
+    assert told(stack, "check", status=6, **settings)["checked"] is False
+
+
 @pytest.mark.parametrize("name", UNPUBLISHED)
 def test_a_backup_that_fails_publishes_nothing(stack, saved, name):
     listed = stack.published()

@@ -65,6 +65,8 @@ def list_backups(*, as_json: bool) -> int:
     if as_json:
         render.as_json([each.manifest for each in found])
         return 0
+    for sentence in inventory.damaged(settings):
+        typer.echo(sentence, err=True)
     for path in listing.unreadable(context.backups(settings)):
         typer.echo(f"{path.name}: damaged, its manifest cannot be read", err=True)
     if not found:

@@ -46,6 +46,11 @@ def backups(settings: Settings, directory: Path, *, project: str | None) -> tupl
     return tuple(sorted(found, key=lambda entry: (entry.manifest.instant, entry.name)))
 
 
+def damaged(settings: Settings) -> tuple[str, ...]:
+    """A sentence for each snapshot of the repository that cannot be read. Raises as ``backups``."""
+    return store.damaged(store.open_repository(settings)) if store.configured(settings) else ()
+
+
 def newest(settings: Settings, directory: Path, *, project: str | None, complete: bool = False) -> Entry | None:
     """The newest backup that is no safety backup, of the complete ones alone if wanted; None when there is none.
 

@@ -158,15 +158,28 @@ def open_repository(settings: Settings) -> Repository:
 
 
 def kept(repository: Repository, project: str | None = None) -> tuple[Kept, ...]:
-    """The backups in a repository (of that project), oldest first. Raises as ``Repository.snapshots``."""
+    """The backups in a repository (of that project) that can be read, oldest first. ``damaged`` names the others."""
     from cosmos_coherence.repository import layout
 
-    found = layout.backups(repository.snapshots(), project)
+    found = layout.backups(repository.readable_snapshots()[0], project)
     return tuple(Kept(layout.backup_id(each.snapshot) or "", layout.project_of(each.snapshot), each) for each in found)
 
 
+def damaged(repository: Repository) -> tuple[str, ...]:
+    """A sentence for each snapshot that cannot be read; of whose backup it is, nobody can tell."""
+    return tuple(error.message for error in repository.readable_snapshots()[1])
+
+
 def find(repository: Repository, name: str, project: str | None = None) -> Kept:
-    """The backup that a person calls ``latest``, by its id or by the beginning of its snapshot's id. ``NotFound``."""
+    """The backup that a person calls ``latest``, by its id or by the beginning of its snapshot's id.
+
+    Raises ``NotFound``; ``Damaged`` for ``latest`` when a snapshot cannot be read, since that one may be the latest.
+    """
+    if name == "latest" and (unreadable := damaged(repository)):
+        raise errors.Damaged(
+            f"which backup is the latest cannot be told: {unreadable[0]}",
+            remedy="`cosmos list` shows those that can be read: name one of them.",
+        )
     found = [each for each in kept(repository, project) if name != "latest" or not each.safety]
     matching = [
         each

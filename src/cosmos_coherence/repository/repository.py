@@ -238,7 +238,26 @@ class Repository:
 
         Index files that are needed to read them and came later are found by themselves.
         """
-        return snapshots.in_order(self._listed())
+        listed, damaged = self.readable_snapshots()
+        if damaged:
+            raise damaged[0]
+        return listed
+
+    def readable_snapshots(self) -> tuple[tuple[Listed, ...], tuple[errors.Damaged, ...]]:
+        """Every snapshot that can be read, oldest first, and an error for each that cannot.
+
+        Raises the backend's errors.
+        """
+        listed: list[Listed] = []
+        damaged: list[errors.Damaged] = []
+        for stored in self.backend.list("snapshots"):
+            try:
+                listed.append(Listed(stored.name, self.load_snapshot(stored.name)))
+            except errors.NotFound:  # forgotten since it was listed
+                continue
+            except errors.Damaged as error:
+                damaged.append(error)
+        return snapshots.in_order(listed), tuple(damaged)
 
     def load_snapshot(self, snapshot_id: str) -> Snapshot:
         """One snapshot. Raises ``NotFound``, ``Damaged`` and the backend's errors."""
@@ -255,13 +274,6 @@ class Repository:
     def remove_snapshot(self, snapshot_id: str) -> None:
         """Forget a backup; its data go with the next prune. Raises the backend's errors."""
         self.backend.remove("snapshots", snapshot_id)
-
-    def _listed(self) -> Iterator[Listed]:
-        for stored in self.backend.list("snapshots"):
-            try:
-                yield Listed(stored.name, self.load_snapshot(stored.name))
-            except errors.NotFound:  # forgotten since it was listed
-                continue
 
 
 def _runs(blobs: Iterable[Blob]) -> Iterator[list[Blob]]:

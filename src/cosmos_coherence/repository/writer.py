@@ -54,7 +54,8 @@ class RepositoryWriter:
         try:
             local.make_private(spool)
             adopt.adopt(repository)
-            self._parent = next((each for each in reversed(layout.backups(repository.snapshots(), project))), None)
+            listed, _ = repository.readable_snapshots()  # one that is damaged must not keep new ones from being made
+            self._parent = next(iter(reversed(layout.backups(listed, project))), None)
             self._saver = repository.saver(workers=workers)
             self._pool = chunker.Pool(2 * workers + 8)
             self._seed = chunker.seed_of(repository.key)
