@@ -53,7 +53,9 @@ class Restic:
             **self.environment,
         }
         command = [self.program, *map(str, arguments)]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cwd)
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="backslashreplace", cwd=cwd
+        )
         assert bool(ended.returncode) == fails, f"{command}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
         return ended.stdout + ended.stderr if fails else ended.stdout
 

@@ -62,7 +62,7 @@ def open_backend(url: str, access: Access = Access()) -> Backend:
             backend = _rest(url, access)
         case _:
             raise _malformed(url, f"there is no kind of store called {scheme!r}")
-    return RetryingBackend(_limited(backend, access))
+    return RetryingBackend(_limited(backend, access), first_attempts=3)
 
 
 def _s3(url: str, access: Access) -> Backend:

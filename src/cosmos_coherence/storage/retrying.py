@@ -17,7 +17,8 @@ class RetryingBackend:
     """Every call up to ``attempts`` times, and only after ``BackendUnavailable``; anything else is final.
 
     Between two tries it waits a random part of one second, then of two, of four, and so on, of ``longest_wait`` seconds
-    at most: many clients of one server must not come back at the same moment.
+    at most: many clients of one server must not come back at the same moment. As long as nobody has answered at all,
+    ``first_attempts`` are enough: a person who mistyped an address is waiting.
     """
 
     def __init__(
@@ -25,12 +26,14 @@ class RetryingBackend:
         inner: Backend,
         *,
         attempts: int = 8,
+        first_attempts: int = 8,
         longest_wait: float = 60.0,
         sleep: Callable[[float], None] = time.sleep,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._inner = inner
-        self._attempts = attempts
+        self._attempts, self._first_attempts = attempts, min(attempts, first_attempts)
+        self._answered = False
         self._longest_wait = longest_wait
         self._sleep = sleep
         self._chance = chance
@@ -93,12 +96,21 @@ class RetryingBackend:
         self._inner.close()
 
     def _again(self, do: Callable[[], _Result]) -> _Result:
-        for tried in range(self._attempts - 1):
+        tried = 0
+        while True:
             try:
-                return do()
+                found = do()
             except errors.BackendUnavailable:
-                self._wait(tried)
-        return do()
+                tried += 1
+                if tried >= (self._attempts if self._answered else self._first_attempts):
+                    raise
+                self._wait(tried - 1)
+            except errors.CosmosError:
+                self._answered = True
+                raise
+            else:
+                self._answered = True
+                return found
 
     def _wait(self, tried: int) -> None:
         self._sleep(self._chance() * min(self._longest_wait, 2.0**tried))

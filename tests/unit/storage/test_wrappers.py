@@ -100,6 +100,18 @@ def test_what_another_try_cannot_help_is_told_at_once(kind: type[errors.CosmosEr
                 backend.save("data", NAMES[0], [b"x"]) if call == "save" else next(backend.list("keys"))
 
 
+def test_nobody_waits_long_for_a_server_that_never_answered() -> None:
+    waits: list[float] = []
+    with faulty(filled(), *(Fault("size", nth=nth) for nth in (1, 2, 3, 5, 6, 7, 8))) as inner:
+        backend = RetryingBackend(inner, attempts=8, first_attempts=3, sleep=waits.append)
+        with pytest.raises(errors.BackendUnavailable):
+            backend.size("keys", NAMES[0])
+        assert len(waits) == 2
+        backend.size("keys", NAMES[0])
+        assert backend.size("keys", NAMES[0]) > 0, "one that has answered is worth more patience"
+    assert len(waits) == 2 + 4
+
+
 def test_a_listing_that_breaks_tells_each_name_once() -> None:
     faults = [Fault("list", nth=1, when="after"), Fault("list", nth=2), Fault("list", nth=3, when="after")]
     with faulty(filled(), *faults) as inner:
