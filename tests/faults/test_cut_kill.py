@@ -23,7 +23,7 @@ LONG_S = 120.0
 """A budget that cannot run out here: what releases the writers is that the program's death was noticed."""
 
 _PROGRAM = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from cosmos_coherence.cut.hold import take_cut
 from cosmos_coherence.cut.journal import Journal
@@ -35,6 +35,7 @@ state, target, point, number, budget_s = sys.argv[1:]
 def step(name):
     if name == point:
         os.kill(os.getpid(), int(number))
+        time.sleep(0.2)  # a stop comes a moment later; nothing of the cut may happen in between
 
 with Watchdog.start() as watchdog:
     take_cut((HoldTarget(**json.loads(target)),), {"a": lambda: step("anchor")}, journal=Journal(Path(state)),

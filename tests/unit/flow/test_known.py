@@ -135,11 +135,23 @@ def test_a_folder_that_cannot_be_made_fails_no_backup(tmp_path: Path, repository
     known.forget(tmp_path, repository.config.id, "0" * 64)
 
 
-def test_a_repository_that_cannot_be_listed_fails_no_backup(tmp_path: Path, repository: Repository) -> None:
+def test_a_repository_that_cannot_be_listed_fails_no_backup(
+    tmp_path: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = publish(repository, 1)
+
+    def nobody(kind: str) -> object:
+        raise errors.BackendUnavailable("nobody answers")
+
+    monkeypatch.setattr(repository.backend, "list", nobody)
+    assert "not noted" in known.add(tmp_path, repository, PROJECT, made)
+
+
+def test_a_damaged_snapshot_keeps_nothing_from_being_noted(tmp_path: Path, repository: Repository) -> None:
     assert isinstance(repository.backend, MemoryBackend)
     made = publish(repository, 1)
     repository.backend.files[f"snapshots/{os.urandom(32).hex()}"] = b"junk"
-    assert "not noted" in known.add(tmp_path, repository, PROJECT, made)
+    assert "not noted" not in known.add(tmp_path, repository, PROJECT, made)
 
 
 def test_what_is_published_or_forgotten_while_we_look_is_not_missed(
