@@ -61,11 +61,11 @@ def status(*, as_json: bool) -> int:
 def list_backups(*, as_json: bool) -> int:
     """The backups, oldest first: those in the repository and the archives."""
     settings = context.settings()
-    found = inventory.backups(settings, context.backups(settings), project=context.project(settings))
+    found, damaged = inventory.backups(settings, context.backups(settings), project=context.project(settings))
     if as_json:
         render.as_json([each.manifest for each in found])
         return 0
-    for sentence in inventory.damaged(settings):
+    for sentence in damaged:
         typer.echo(sentence, err=True)
     for path in listing.unreadable(context.backups(settings)):
         typer.echo(f"{path.name}: damaged, its manifest cannot be read", err=True)

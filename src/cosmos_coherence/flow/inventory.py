@@ -34,21 +34,19 @@ class Entry:
         return f"{self.name}, pause {self.manifest.pause_ms:.1f} ms"
 
 
-def backups(settings: Settings, directory: Path, *, project: str | None) -> tuple[Entry, ...]:
-    """The backups in the repository (of that project) and the archives of the folder, oldest first.
+def backups(settings: Settings, directory: Path, *, project: str | None) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
+    """The backups in the repository (of that project) and the archives of the folder, oldest first, and a sentence for
+    each snapshot of the repository that cannot be read.
 
     Raises as ``store.open_repository``.
     """
     found = [_of_archive(archive) for archive in listing.list_archives(directory)]
+    damaged: tuple[str, ...] = ()
     if store.configured(settings):
         repository = store.open_repository(settings)
         found += [_of_repository(repository, kept) for kept in store.kept(repository, project)]
-    return tuple(sorted(found, key=lambda entry: (entry.manifest.instant, entry.name)))
-
-
-def damaged(settings: Settings) -> tuple[str, ...]:
-    """A sentence for each snapshot of the repository that cannot be read. Raises as ``backups``."""
-    return store.damaged(store.open_repository(settings)) if store.configured(settings) else ()
+        damaged = store.damaged(repository)
+    return tuple(sorted(found, key=lambda entry: (entry.manifest.instant, entry.name))), damaged
 
 
 def newest(settings: Settings, directory: Path, *, project: str | None, complete: bool = False) -> Entry | None:
