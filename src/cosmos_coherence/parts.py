@@ -6,15 +6,14 @@ the flow joins them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import quote
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Entry, Manifest, PartFile
+from cosmos_coherence.model import Copied, Entry, Manifest, PartFile
 
 CONFIGS = "configs"
 """The tree of the configuration files."""
@@ -43,24 +42,23 @@ def tree_steps(name: str) -> tuple[str, ...]:
     return kind, quote(rest, safe="", errors="surrogateescape")
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A name as the last backup of the same tree has it, with what the disk said of it then (``entry.seen``)."""
-
-    entry: Entry
-    sha256: str = ""
-    """Of a regular file's content."""
-
-
 class TreeWriter(Protocol):
     """Takes a file tree in, file by file and in any order, possibly several times, until it is finished.
 
     Only the content of regular files is added; what the tree looks like at the instant is said once, by ``finish``.
     """
 
-    def known(self) -> Iterable[Known]:
+    def known(self) -> Iterable[Copied]:
         """What the store holds from the last backup of this tree, as far as what was seen then proves that nothing was
         written since. Those files count as added. No further name of a hard-linked file is among it."""
+        ...
+
+    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+        """Have the store itself read and store many small files below ``root``, where that is faster than ``add``.
+
+        Gives those that it took, as it read them, in any order: what is missing was not for it, or is not there (any
+        more). Raises ``CaptureFailed`` for one that cannot be read.
+        """
         ...
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
@@ -76,10 +74,10 @@ class TreeWriter(Protocol):
         """Forget a file that was added; one that was not is fine."""
         ...
 
-    def finish(self, entries: Iterable[Entry]) -> PartFile:
-        """Write the final tree: every entry of it, in byte order of the paths, the root (``b""``) first.
+    def finish(self, names: Iterable[Copied]) -> PartFile:
+        """Write the final tree: every name of it, in byte order of the paths, the root (``b""``) first.
 
-        A ``file`` entry neither added nor known, or added and not named, is a fault of the caller (``AssertionError``).
+        A ``file`` neither added nor known, or added and not named, is a fault of the caller (``AssertionError``).
         Returns the file that holds the tree. Nothing may be added afterwards.
         """
         ...

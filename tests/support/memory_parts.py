@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Entry, PartFile
-from cosmos_coherence.parts import Known
+from cosmos_coherence.model import Copied, Entry, PartFile
 
 Tree = dict[bytes, tuple[Entry, bytes]]
 """Each path with its entry and its stored bytes: of a sparse file the runs of data one after another."""
@@ -92,8 +91,11 @@ class MemoryTree:
         self.added: list[bytes] = []
         """Every ``add``, in order, for tests that count."""
 
-    def known(self) -> tuple[Known, ...]:
+    def known(self) -> tuple[Copied, ...]:
         return ()
+
+    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+        return iter(())
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
         assert entry.kind == "file"
@@ -116,10 +118,10 @@ class MemoryTree:
     def drop(self, path: bytes) -> None:
         self.files.pop(path, None)
 
-    def finish(self, entries: Iterable[Entry]) -> PartFile:
+    def finish(self, names: Iterable[Copied]) -> PartFile:
         tree: Tree = {}
         last = None
-        for entry in entries:
+        for entry in (each.entry() for each in names):
             assert entry.path == b"" if last is None else entry.path > last, "root first, then in byte order"
             last = entry.path
             if entry.kind == "file":

@@ -17,7 +17,18 @@ import pytest
 
 from cosmos_coherence.flow import contents
 from cosmos_coherence.model import Manifest, Part, SourceRef
-from cosmos_coherence.repository import chunker, crypto, keys, layout, locks, packs, prune, saver, tree_writer
+from cosmos_coherence.repository import (
+    chunker,
+    crypto,
+    keys,
+    layout,
+    locks,
+    packs,
+    prune,
+    saver,
+    small_files,
+    tree_writer,
+)
 from cosmos_coherence.repository.reader import RepositoryReader
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.snapshots import Listed
@@ -55,6 +66,7 @@ def many_small_packs(patch: pytest.MonkeyPatch, *, pack: int = 20_000, chunk: in
     if chunk:
         patch.setattr(chunker, "cutter", lambda seed: lambda data: min(len(data), chunk))
         patch.setattr(tree_writer, "MIN_SIZE", chunk)
+        patch.setattr(small_files, "LARGEST", chunk - 1)
 
 
 def grow(root: Path, rng: random.Random, *, files: int = 8, size: int = 3_000) -> None:
@@ -127,7 +139,7 @@ def seen(repository: Repository, listed: Listed) -> list[object]:
     found: list[object] = [reader.manifest]
     for name in reader.names():
         if contents.is_tree(name):
-            found += [(replace(entry, seen=None), content and content.read()) for entry, content in reader.tree(name)]
+            found += [(entry, content and content.read()) for entry, content in reader.tree(name)]
             found += [(entry.path, sha256) for entry, sha256 in reader.hashed(name)]
         else:
             with reader.open(name) as content:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -11,8 +11,8 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import names, sums
 from cosmos_coherence.archive.gzipped import MEMBER
 from cosmos_coherence.archive.stored import StoredFile, sha256
-from cosmos_coherence.model import Entry, PartFile
-from cosmos_coherence.parts import CONFIGS, Known
+from cosmos_coherence.model import Copied, Entry, PartFile
+from cosmos_coherence.parts import CONFIGS
 
 _ORDER = {"dir": 0, "file": 1, "symlink": 2}
 
@@ -35,9 +35,13 @@ class FolderWriter:
         self._files: dict[bytes, FolderFile] = {}
         self._count = 0
 
-    def known(self) -> tuple[Known, ...]:
+    def known(self) -> tuple[Copied, ...]:
         """Nothing: an archive stands alone."""
         return ()
+
+    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+        """None: a tree of this kind is filled file by file."""
+        return iter(())
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
         """As ``parts.TreeWriter`` says. ``CaptureFailed`` when the content cannot be read."""
@@ -58,9 +62,9 @@ class FolderWriter:
         """Forget a file that was added; one that was not is fine."""
         self._files.pop(path, None)
 
-    def finish(self, entries: Iterable[Entry]) -> PartFile:
+    def finish(self, copied: Iterable[Copied]) -> PartFile:
         """As ``parts.TreeWriter`` says; ``CaptureFailed`` for what is neither file, folder nor link."""
-        folder = tuple(sorted((self._final(entry) for entry in entries), key=lambda file: _ORDER[file.entry.kind]))
+        folder = tuple(sorted((self._final(each.entry()) for each in copied), key=lambda file: _ORDER[file.entry.kind]))
         assert self._files.keys() <= {file.entry.path for file in folder}, (
             "a file was added that the tree does not name"
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -25,8 +25,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import gzipped, names, tarformat
 from cosmos_coherence.archive.gzipped import MEMBER
 from cosmos_coherence.archive.stored import Stored
-from cosmos_coherence.model import Entry, PartFile
-from cosmos_coherence.parts import Known
+from cosmos_coherence.model import Copied, Entry, PartFile
 from cosmos_coherence.storage import local
 
 _ZEROS = bytes(MEMBER)
@@ -70,9 +69,13 @@ class TarGzWriter:
         self._segment = _Segment()
         self._buffer = bytearray()
 
-    def known(self) -> tuple[Known, ...]:
+    def known(self) -> tuple[Copied, ...]:
         """Nothing: an archive stands alone."""
         return ()
+
+    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+        """None: a tree of this kind is filled file by file."""
+        return iter(())
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
         """As ``parts.TreeWriter`` says. ``CaptureFailed`` when the content cannot be read, ``NoRoom`` when full."""
@@ -92,12 +95,12 @@ class TarGzWriter:
         """Forget a file that was added; one that was not is fine."""
         self._copies.pop(path, None)
 
-    def finish(self, entries: Iterable[Entry]) -> PartFile:
+    def finish(self, copied: Iterable[Copied]) -> PartFile:
         """As ``parts.TreeWriter`` says; metadata are those given here, the content of a file is the one last added."""
         self._submit()
         self._gzip.flush()
         final = _Final(self._spool)
-        new_headers, others = self._write_folders(entries, final)
+        new_headers, others = self._write_folders((each.entry() for each in copied), final)
         for segment, copies in groupby(self._copies.items(), key=lambda item: item[1].segment):
             self._write_segment(segment, dict(copies), new_headers, final)
         for entry in others:

@@ -185,7 +185,9 @@ def _writer(
 
     try:
         if plan.repository:
-            writer: BackupWriter = store.repository_writer(settings, identity, project, spool, published=published)
+            writer: BackupWriter = store.repository_writer(
+                settings, identity, project, spool, published=published, cache=state / "cache"
+            )
         else:
             writer = ArchiveWriter(plan.directory, identity, workers=settings.backup.workers)
         try:

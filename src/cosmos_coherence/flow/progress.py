@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from cosmos_coherence.flow.events import Advanced, Emit
-from cosmos_coherence.model import Entry, Manifest, PartFile
-from cosmos_coherence.parts import BackupReader, BackupWriter, Known, Stream, TreeWriter
+from cosmos_coherence.model import Copied, Entry, Manifest, PartFile
+from cosmos_coherence.parts import BackupReader, BackupWriter, Stream, TreeWriter
 
 _EVERY_S = 0.2
+_TOLD_TOGETHER = 256
+"""Files that pass without a word for each."""
 
 
 class Meter:
@@ -181,10 +183,11 @@ class _MeteredTree:
     def __init__(self, tree: TreeWriter, passed: Callable[[int, int], None]) -> None:
         self._tree, self._passed = tree, passed
 
-    def known(self) -> Iterable[Known]:
-        for known in self._tree.known():
-            self._passed(known.entry.size, 1)
-            yield known
+    def known(self) -> Iterable[Copied]:
+        return self._counted(self._tree.known())
+
+    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+        return self._counted(self._tree.add_small(root, paths))
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
         sha256 = self._tree.add(entry, content)
@@ -194,8 +197,20 @@ class _MeteredTree:
     def drop(self, path: bytes) -> None:
         self._tree.drop(path)
 
-    def finish(self, entries: Iterable[Entry]) -> PartFile:
-        return self._tree.finish(entries)
+    def finish(self, names: Iterable[Copied]) -> PartFile:
+        return self._tree.finish(names)
+
+    def _counted(self, names: Iterable[Copied]) -> Iterator[Copied]:
+        size = count = 0
+        for copied in names:
+            if copied.sha256:
+                size += copied.found.size
+                count += 1
+                if count == _TOLD_TOGETHER:
+                    self._passed(size, count)
+                    size = count = 0
+            yield copied
+        self._passed(size, count)
 
 
 class _MeteredContent:

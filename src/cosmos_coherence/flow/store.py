@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cosmos_coherence import errors
 from cosmos_coherence import settings as declaration
-from cosmos_coherence.drivers import process
+from cosmos_coherence.drivers import priority, process
 from cosmos_coherence.model import Manifest
 from cosmos_coherence.parts import BackupReader, BackupWriter
 from cosmos_coherence.settings import RepositorySettings, Settings
@@ -218,17 +218,20 @@ def repository_writer(
     spool: Path,
     *,
     published: Callable[[Repository, str], None] = lambda repository, snapshot: None,
+    cache: Path | None = None,
 ) -> BackupWriter:
     """A new backup in the configured repository. Raises as ``open_repository`` and ``RepositoryWriter``.
 
-    ``published`` is told the repository and the snapshot's id when the backup is there; it may not raise.
+    ``published`` is told the repository and the snapshot's id when the backup is there; it may not raise. ``cache``
+    is a private folder for what spares the next backup work.
     """
     from cosmos_coherence.repository.writer import RepositoryWriter
 
     repository = open_repository(settings)
     return RepositoryWriter(
         repository, identity, project, spool, workers=settings.backup.workers,
-        published=lambda snapshot: published(repository, snapshot),
+        published=lambda snapshot: published(repository, snapshot), cache=cache,
+        prepare=lambda: priority.step_back(settings.backup.nice, settings.backup.idle_io),
     )  # fmt: skip
 
 

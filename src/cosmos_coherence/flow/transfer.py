@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from cosmos_coherence.archive.writer import ArchiveWriter
-from cosmos_coherence.model import Entry, Manifest, PartFile
+from cosmos_coherence.model import Copied, Entry, Manifest, PartFile
 from cosmos_coherence.parts import CONFIGS, TREES, BackupReader, BackupWriter
 from cosmos_coherence.sources import tree_read
 
@@ -37,12 +37,11 @@ def copied(reader: BackupReader, writer: BackupWriter) -> Manifest:
 def _copy(reader: BackupReader, writer: BackupWriter, name: str) -> PartFile:
     if name == CONFIGS or name.startswith(tuple(f"{kind}/" for kind in TREES)):
         tree = writer.tree(name)
-        entries: list[Entry] = []
+        names: list[Copied] = []
         for entry, content in reader.tree(name):
-            if content is not None:
-                tree.add(entry, _with_holes(entry, content))
-            entries.append(entry)
-        return tree.finish(sorted(entries, key=lambda entry: entry.path))
+            sha256 = tree.add(entry, _with_holes(entry, content)) if content is not None else ""
+            names.append(Copied.of(entry, sha256))
+        return tree.finish(sorted(names, key=lambda each: each.found.path))
     with reader.open(name) as source, writer.stream(name) as out:
         while piece := source.read(_PIECE):
             out.write(piece)

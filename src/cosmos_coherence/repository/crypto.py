@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -73,8 +74,10 @@ GENERATED: Final = Scrypt(32768, 8, 1)
 """For ``keys.generate_password``: as quick as the format's readers expect; 255 random bits need no stretching."""
 
 
+@lru_cache(maxsize=2)
 def derive(password: str, salt: bytes, scrypt: Scrypt) -> Key:
-    """The key of a password. Takes up to seconds, and lets other threads run meanwhile."""
+    """The key of a password. Takes up to seconds, and lets other threads run meanwhile; the last ones are remembered,
+    since one run may open a repository several times."""
     out = hashlib.scrypt(
         password.encode("utf-8", "surrogateescape"),
         salt=salt,

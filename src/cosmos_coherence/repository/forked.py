@@ -1,4 +1,4 @@
-"""Processes that read folders beside us: each has its own packs and tells us what it has stored.
+"""Processes that read small files beside us: each has its own packs and tells us what it has stored.
 
 They share nothing with us but pipes. One that dies, or fails, fails the whole; when we die, however, their pipe breaks
 and they end. What is left in their packs at the end comes to us, so that a backup does not end in many small packs.
@@ -12,6 +12,7 @@ import os
 import pickle
 import select
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,27 +22,26 @@ from typing import Final
 import msgspec
 
 from cosmos_coherence import errors
+from cosmos_coherence.model import Copied
+from cosmos_coherence.repository import small_files
 from cosmos_coherence.repository.blob import Blob, Id
 from cosmos_coherence.repository.crypto import Buffer
-from cosmos_coherence.repository.folder_read import Folder, FolderReader, Reading
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.saver import Added, Saver
 
 _LENGTH_BYTES: Final = 4
 _AT_ONCE: Final = 256 << 10
+_BATCH: Final = 64
+"""Files that go to a process at a time."""
+_AHEAD: Final = 2
+"""Batches that a process has before it, so that it never waits for us."""
 
 
-class Root(msgspec.Struct, tag=True):
-    """To a process: what the folders that follow lie in."""
+class Read(msgspec.Struct, tag=True):
+    """To a process: read these files."""
 
-    place: bytes
-    identity: tuple[int, int]
-
-
-class Folders(msgspec.Struct, tag=True):
-    """To a process: read these."""
-
-    folders: list[Folder]
+    root: bytes
+    paths: list[bytes]
 
 
 class Finish(msgspec.Struct, tag=True):
@@ -55,10 +55,10 @@ class Stored(msgspec.Struct, tag=True):
     blobs: list[Blob]
 
 
-class Readings(msgspec.Struct, tag=True):
-    """From a process: what became of folders."""
+class Done(msgspec.Struct, tag=True):
+    """From a process: those that it has taken."""
 
-    readings: list[Reading]
+    copied: list[Copied]
 
 
 class Left(msgspec.Struct, tag=True):
@@ -82,8 +82,8 @@ class Failed(msgspec.Struct, tag=True):
     error: bytes
 
 
-Order = Root | Folders | Finish | Stored
-Answer = Stored | Readings | Left | Finished | Failed
+Order = Read | Finish | Stored
+Answer = Stored | Done | Left | Finished | Failed
 _orders: Final = msgspec.msgpack.Decoder(Order)
 _answers: Final = msgspec.msgpack.Decoder(Answer)
 
@@ -94,15 +94,17 @@ class Team:
     To be made before any thread is started, since a fork copies no other thread. The repository must be local.
     """
 
-    def __init__(self, repository: Repository, count: int = 2) -> None:
+    def __init__(self, repository: Repository, count: int = 2, *, prepare: Callable[[], None] = lambda: None) -> None:
+        """``prepare`` is called first in each process."""
         if not repository.backend.properties.local:
             raise AssertionError("connections do not survive a fork")
         self._members: list[_Member] = []
+        self._turn = threading.Lock()
         _ = repository.index  # loaded once, for all
         gc.freeze()  # so that no collection touches, and thereby copies, what the processes share
         try:
             for _number in range(count):
-                self._members.append(_fork(repository, self._members))
+                self._members.append(_fork(repository, self._members, prepare))
         except OSError as error:
             self.close()
             raise errors.CosmosError(f"no process can be started: {error.strerror}") from error
@@ -125,33 +127,53 @@ class Team:
         """Their process ids."""
         return tuple(member.pid for member in self._members)
 
-    def begin(self, root: Path, identity: tuple[int, int]) -> None:
-        """Say where the folders lie."""
-        for member in self._members:
-            member.queue(Root(os.fsencode(root.absolute()), identity))
+    def copied(self, root: Path, paths: Sequence[bytes], saver: Saver) -> Iterator[Copied]:
+        """Have files read and saved; those that were, in any order. One caller at a time, others wait.
 
-    def hungry(self) -> Iterator[Callable[[Sequence[Folder]], None]]:
-        """Whoever has not enough to do, as a function that gives it folders to read."""
-        for member in sorted(self._members, key=lambda each: each.outstanding):
-            if member.outstanding < 2:
-                yield member.give
+        Raises as ``small_files.copied``, and ``CosmosError`` when a process has died.
+        """
+        with self._turn:
+            place, at, outstanding = os.fsencode(root.absolute()), 0, 0
+            while at < len(paths) or outstanding:
+                for member in sorted(self._members, key=lambda each: each.outstanding):
+                    if member.outstanding < _AHEAD and at < len(paths):
+                        member.outstanding += 1
+                        outstanding += 1
+                        member.queue(Read(place, list(paths[at : at + _BATCH])))
+                        at += _BATCH
+                for number, answer in self._answers():
+                    if isinstance(answer, Stored):
+                        self._take(answer, number, saver)
+                    elif isinstance(answer, Done):
+                        outstanding -= 1
+                        yield from answer.copied
 
-    def tell(self, stored: Stored, by: int) -> None:
-        """Let all but one know a pack."""
+    def finish(self, saver: Saver) -> None:
+        """Nothing follows: the saver gets what is left in their packs. Raises as ``copied``."""
+        with self._turn:
+            for member in self._members:
+                member.queue(Finish())
+            left = len(self._members)
+            while left:
+                for number, answer in self._answers():
+                    if isinstance(answer, Stored):
+                        self._take(answer, number, saver)
+                    elif isinstance(answer, Left):
+                        for blob, sealed in answer.blobs:
+                            saver.take_sealed(blob, sealed)
+                    elif isinstance(answer, Finished):
+                        left -= 1
+                        saver.count(answer.data_blobs, answer.tree_blobs, answer.size, answer.packed)
+
+    def _take(self, stored: Stored, by: int, saver: Saver) -> None:
+        """A pack is there: the others shall not store the same again."""
+        saver.take_pack(stored.pack, stored.blobs)
         for number, member in enumerate(self._members):
             if number != by:
                 member.queue(stored)
 
-    def finish(self) -> None:
-        """Say that nothing follows."""
-        for member in self._members:
-            member.queue(Finish())
-
-    def answers(self, *, wait: bool) -> Iterator[tuple[int, Answer]]:
-        """What has come from which process; with ``wait`` at least one piece of an answer is awaited.
-
-        Raises what a process failed of, and ``CosmosError`` when one has died.
-        """
+    def _answers(self) -> Iterator[tuple[int, Answer]]:
+        """What has come from which process; at least one piece of an answer is awaited."""
         poll = select.poll()
         numbers: dict[int, tuple[int, _Member]] = {}
         for number, member in enumerate(self._members):
@@ -161,7 +183,7 @@ class Team:
             if member.unsent:
                 poll.register(member.outgoing, select.POLLOUT)
                 numbers[member.outgoing] = number, member
-        for descriptor, event in poll.poll(None if wait and numbers else 0):
+        for descriptor, event in poll.poll(None if numbers else 0):
             number, member = numbers[descriptor]
             if descriptor == member.outgoing and event & select.POLLOUT:
                 member.send()
@@ -194,10 +216,6 @@ class _Member:
         self.unsent: deque[memoryview] = deque()
         self._received = bytearray()
 
-    def give(self, folders: Sequence[Folder]) -> None:
-        self.outstanding += 1
-        self.queue(Folders(list(folders)))
-
     def queue(self, order: Order) -> None:
         self.unsent.append(memoryview(_framed(order)))
         self.send()
@@ -221,7 +239,7 @@ class _Member:
         except BlockingIOError:
             return
         if not more:
-            raise errors.CosmosError("a process that read folders for the backup has died")
+            raise errors.CosmosError("a process that read files for the backup has died")
         received += more
         at = 0
         while len(received) - at >= _LENGTH_BYTES:
@@ -230,14 +248,14 @@ class _Member:
                 break
             answer = _answers.decode(bytes(received[at + _LENGTH_BYTES : end]))
             at = end
-            if isinstance(answer, Readings):
+            if isinstance(answer, Done):
                 self.outstanding -= 1
             self.finished = self.finished or isinstance(answer, Finished)
             yield answer
         del received[:at]
 
 
-def _fork(repository: Repository, others: Iterable[_Member]) -> _Member:
+def _fork(repository: Repository, others: Iterable[_Member], prepare: Callable[[], None]) -> _Member:
     orders, outgoing = os.pipe()
     incoming, answers = os.pipe()
     pid = os.fork()
@@ -255,6 +273,7 @@ def _fork(repository: Repository, others: Iterable[_Member]) -> _Member:
         for descriptor in (outgoing, incoming, *(each for one in others for each in (one.incoming, one.outgoing))):
             os.close(descriptor)  # else a pipe would not break when it should
         with contextlib.suppress(BrokenPipeError):
+            prepare()
             _work(repository, orders, answers)
             status = 0
     finally:
@@ -271,20 +290,14 @@ def _work(repository: Repository, orders: int, answers: int) -> None:
 
     try:
         saver = repository.saver(workers=0, told=told)
-        with contextlib.ExitStack() as stack:
-            reader: FolderReader | None = None
-            while (order := _read(orders)) is not None:
-                if isinstance(order, Root):
-                    reader = stack.enter_context(FolderReader(repository, saver, Path(os.fsdecode(order.place))))
-                    if reader.identity != order.identity:
-                        raise errors.CaptureFailed(f"{os.fsdecode(order.place)} was replaced while it was read")
-                elif isinstance(order, Stored):
-                    repository.index.add(order.pack, order.blobs)
-                elif isinstance(order, Folders):
-                    assert reader is not None
-                    say(Readings([reader.read(folder) for folder in order.folders]))
-                else:
-                    _hand_over(saver, say)
+        while (order := _read(orders)) is not None:
+            if isinstance(order, Read):
+                root = Path(os.fsdecode(order.root))
+                say(Done(list(small_files.copied(root, order.paths, lambda plain: saver.save("data", plain).hex()))))
+            elif isinstance(order, Stored):
+                repository.index.add(order.pack, order.blobs)
+            else:
+                _hand_over(saver, say)
     except BrokenPipeError:
         raise
     except BaseException as error:  # noqa: BLE001 - raised again where it is known what for
@@ -337,7 +350,7 @@ def _write(descriptor: int, data: bytes) -> None:
 
 def _pickled(error: BaseException) -> bytes:
     if not isinstance(error, errors.CosmosError):
-        error = errors.CosmosError(f"a process that read folders for the backup has failed: {error!r}")
+        error = errors.CosmosError(f"a process that read files for the backup has failed: {error!r}")
     error.__cause__ = error.__context__ = None
     return pickle.dumps(error)
 

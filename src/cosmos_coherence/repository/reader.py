@@ -10,7 +10,7 @@ from typing import BinaryIO, Final
 from urllib.parse import unquote
 
 from cosmos_coherence import errors, manifests
-from cosmos_coherence.model import Entry, EntryKind, Manifest, PartFile, Seen
+from cosmos_coherence.model import Entry, EntryKind, Manifest, PartFile
 from cosmos_coherence.parts import stream_steps, tree_steps
 from cosmos_coherence.repository import gotext, layout, tree_restore
 from cosmos_coherence.repository.crypto import Buffer
@@ -141,9 +141,8 @@ class RepositoryReader:
 
 
 def _entry(path: bytes, kind: EntryKind, node: Node, target: bytes) -> Entry:
-    seen = Seen(node.ctime_ns, node.device_id, node.inode, node.links)
     if kind == "hardlink":
-        return Entry(path, kind, target=target, seen=seen)
+        return Entry(path, kind, target=target)
     return Entry(
         path=path,
         kind=kind,
@@ -155,5 +154,4 @@ def _entry(path: bytes, kind: EntryKind, node: Node, target: bytes) -> Entry:
         target=target,
         xattrs=tuple((xattr.name, xattr.value or b"") for xattr in node.extended_attributes),
         device=(os.major(node.device), os.minor(node.device)) if kind in ("char", "block") else (0, 0),
-        seen=seen,
     )

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from cosmos_coherence import errors
-from cosmos_coherence.repository import nodes
+from cosmos_coherence.drivers.folders import FOLDER_FLAGS, SYSTEM_XATTRS, Folders
 from cosmos_coherence.repository.crypto import Buffer
 from cosmos_coherence.repository.restore_plan import File, Look, Other
 
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _THERE: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -34,18 +33,14 @@ class Places:
 
     def __init__(self, target: Path, root: int) -> None:
         self._target = target
-        self._chain = [os.dup(root)]
-        self._steps: list[bytes] = []
-        self._above: bytes | None = None
+        self._folders = Folders(root)
         self.unset = 0
         """Names whose owner or attributes this user or file system could not set."""
         self._uid, self._gid = os.geteuid(), os.getegid()
 
     def close(self) -> None:
         """Give the descriptors back."""
-        for folder in self._chain:
-            os.close(folder)
-        self._chain = []
+        self._folders.close()
 
     @contextmanager
     def at(self, path: bytes) -> Iterator[None]:
@@ -64,12 +59,7 @@ class Places:
 
     def parent(self, path: bytes) -> tuple[int, bytes]:
         """The open folder that holds ``path``, valid until the next call, and the last step. ``OSError``."""
-        above, _, name = path.rpartition(b"/")
-        if above != self._above:
-            self._above = None
-            self._go(above.split(b"/") if above else [])
-            self._above = above
-        return self._chain[-1], name
+        return self._folders.parent(path)
 
     def folder(self, path: bytes) -> None:
         """Make a folder that is ours alone, or find it there. ``OSError``."""
@@ -156,7 +146,7 @@ class Places:
     def apply_to_folder(self, path: bytes, look: Look) -> None:
         """``apply`` to a folder, which may not be ours to enter afterwards. ``OSError``."""
         parent, name = self.parent(path)
-        opened = os.open(name, _FOLDER, dir_fd=parent)
+        opened = os.open(name, FOLDER_FLAGS, dir_fd=parent)
         try:
             self.apply(opened, look)
         finally:
@@ -179,7 +169,7 @@ class Places:
                 unset = True
                 mode &= ~(stat.S_ISUID | stat.S_ISGID)
         for xattr in look.xattrs:
-            if xattr.name not in nodes.SYSTEM_XATTRS:
+            if xattr.name not in SYSTEM_XATTRS:
                 try:
                     os.setxattr(place, xattr.name, xattr.value or b"", follow_symlinks=follow)
                 except OSError as error:
@@ -190,17 +180,6 @@ class Places:
             os.chmod(place, mode)  # noqa: PTH101 - may be a descriptor
         os.utime(place, ns=(look.atime_ns, look.mtime_ns), follow_symlinks=follow)
         self.unset += unset
-
-    def _go(self, steps: list[bytes]) -> None:
-        same = 0
-        while same < min(len(steps), len(self._steps)) and steps[same] == self._steps[same]:
-            same += 1
-        while len(self._steps) > same:
-            os.close(self._chain.pop())
-            self._steps.pop()
-        for step in steps[same:]:
-            self._chain.append(os.open(step, _FOLDER, dir_fd=self._chain[-1]))
-            self._steps.append(step)
 
 
 def write(file: int, content: Buffer, at: int) -> None:

@@ -129,7 +129,12 @@ def encode(nodes: Iterable[Node]) -> bytes:
         assert name > last, f"{name!r} after {last!r}"
         last = name
         written.append(_encode(each, name))
-    return ('{"nodes":[' + ",".join(written) + "]}\n").encode("utf-8")
+    return joined(written)
+
+
+def joined(pieces: Iterable[str]) -> bytes:
+    """The bytes of a tree of nodes that are encoded already and in order."""
+    return ('{"nodes":[' + ",".join(pieces) + "]}\n").encode("utf-8")
 
 
 def encode_node(each: Node) -> str:

@@ -6,7 +6,7 @@ import queue
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,18 +15,19 @@ from typing import BinaryIO, Final
 import cosmos_coherence
 from cosmos_coherence import errors, manifests
 from cosmos_coherence.model import Manifest, PartFile
-from cosmos_coherence.parts import Known, Stream, TreeWriter, stream_steps, tree_steps
+from cosmos_coherence.parts import Stream, TreeWriter, stream_steps, tree_steps
 from cosmos_coherence.repository import adopt, chunker, layout, locks
+from cosmos_coherence.repository.forked import Team
 from cosmos_coherence.repository.joined import joined
 from cosmos_coherence.repository.reader import RepositoryReader
 from cosmos_coherence.repository.repository import Repository
-from cosmos_coherence.repository.snapshots import Listed, Snapshot
-from cosmos_coherence.repository.tree_writer import NOTHING, Before, Content, RepositoryTree, save_content
+from cosmos_coherence.repository.snapshots import Snapshot
+from cosmos_coherence.repository.tree_before import before_of
+from cosmos_coherence.repository.tree_cache import TreeCache
+from cosmos_coherence.repository.tree_writer import NOTHING, Content, Finished, RepositoryTree, save_content
 from cosmos_coherence.repository.trees import Node
 from cosmos_coherence.storage import local
 
-_TICK_NS: Final = 20_000_000
-"""The clock of file times may lag this far behind the clock of programs."""
 _AHEAD: Final = 16
 """Pieces of a stream that may wait for the chunker."""
 
@@ -43,17 +44,26 @@ class RepositoryWriter:
         *,
         workers: int = 2,
         published: Callable[[str], None] = lambda snapshot: None,
+        cache: Path | None = None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         """``spool`` is a private folder that does not exist yet. Takes a shared lock: ``Locked`` when it cannot.
 
-        ``published`` is told the snapshot's id as soon as it is written; it may not raise.
+        ``published`` is told the snapshot's id as soon as it is written; it may not raise. ``cache`` is a folder of
+        this stack for what the last backup saw. Where the repository is local and no other thread runs, small files are
+        read by as many processes as there are ``workers``; each calls ``prepare`` first.
         """
         self.id, self.spool, self.stored = backup_id, spool, 0
         self._repository, self._project, self._published = repository, project, published
-        self._lock = locks.acquire(repository, exclusive=False)
+        # Nothing is removed and nothing of this is referred to before ``publish`` has made sure of the lock.
+        self._lock = locks.acquire(repository, exclusive=False, refresh=False, settle=False)
+        self._team: Team | None = None
         try:
             local.make_private(spool)
             adopt.adopt(repository)
+            if repository.backend.properties.local and threading.active_count() == 1:
+                self._team = Team(repository, workers, prepare=prepare)
+            self._lock.start_refreshing()
             listed, _ = repository.readable_snapshots()  # one that is damaged must not keep new ones from being made
             self._parent = next(iter(reversed(layout.backups(listed, project))), None)
             self._saver = repository.saver(workers=workers)
@@ -61,11 +71,13 @@ class RepositoryWriter:
             self._seed = chunker.seed_of(repository.key)
         except BaseException:
             self._lock.release()
+            self._dismiss()
             shutil.rmtree(spool, ignore_errors=True)
             raise
         self._root = layout.Folder()
         self._adding = threading.Lock()
-        self._sums: dict[str, Mapping[bytes, str]] = {}
+        self._cache = None if cache is None else TreeCache(cache)
+        self._finished: dict[str, Finished] = {}
         self._added: set[str] = set()
         self._snapshot: Snapshot | None = None
 
@@ -87,13 +99,12 @@ class RepositoryWriter:
         """As ``parts.Sink`` says; what the last backup of this stack holds of the tree is known."""
         steps = tree_steps(name)
 
-        def done(node: Node, sums: Mapping[bytes, str]) -> None:
-            self._put(steps, node)
-            if sums:
-                self._sums[name] = sums
+        def done(finished: Finished) -> None:
+            self._put(steps, finished.root)
+            self._finished[name] = finished
 
-        before = _before(self._repository, self._parent, name) if self._parent else NOTHING
-        return RepositoryTree(self._saver, self._cut, "/".join(steps), before, self._added, done)
+        before = before_of(self._repository, self._parent, name, self._cache) if self._parent else NOTHING
+        return RepositoryTree(self._saver, self._cut, "/".join(steps), before, self._added, done, self._team)
 
     def last(self) -> Manifest | None:
         """The manifest of the stack's newest backup in the repository."""
@@ -106,11 +117,13 @@ class RepositoryWriter:
         assert manifest.id == self.id, f"the manifest of {manifest.id} for the backup {self.id}"
         held = {file.path for part in manifest.parts for file in part.files}
         time_ns = _time_ns(self.id)
-        for name, sums in self._sums.items():
-            if "/".join(tree_steps(name)) in held:
-                self._text((layout.SUMS, *tree_steps(name)), layout.encode_sums(sums), time_ns)
+        for name, finished in self._finished.items():
+            if finished.sums and "/".join(tree_steps(name)) in held:
+                self._text((layout.SUMS, *tree_steps(name)), layout.encode_sums(finished.sums), time_ns)
         self._text((manifests.NAME,), manifests.encode(manifest), time_ns)
         tree = self._root.save(self._saver, time_ns)
+        if self._team is not None:
+            self._team.finish(self._saver)
         self._saver.flush()
         self.stored = self._saver.added.packed
         self._snapshot = Snapshot(
@@ -147,14 +160,21 @@ class RepositoryWriter:
         saved = self._repository.save_snapshot(self._snapshot)
         self._published(saved)
         self.abort()
+        if self._cache is not None:
+            self._cache.save(saved, {name: finished.state for name, finished in self._finished.items()})
         return f"{self._repository.location} snapshot {saved[:8]}"
 
     def abort(self) -> None:
         """Let go of the repository. Never raises; may be called again."""
         with suppress(errors.CosmosError):
             self._saver.close()
+        self._dismiss()
         self._lock.release()
         shutil.rmtree(self.spool, ignore_errors=True)
+
+    def _dismiss(self) -> None:
+        if self._team is not None:
+            self._team.close()
 
     def _cut(self, content: BinaryIO) -> Iterator[chunker.Chunk]:
         return chunker.chunks(chunker.reader(content), self._pool, chunker.cutter(self._seed))
@@ -220,38 +240,6 @@ class _Stream:
             self._content = store(joined(iter(self._queue.get, b"")))
         except BaseException as error:  # noqa: BLE001 - raised again by whoever writes or closes
             self._failure = error
-
-
-def _before(repository: Repository, parent: Listed, name: str) -> Before:
-    """The names of the tree in the last backup that can be trusted to be as they were, unless they look different.
-
-    A change time that is not older than that backup proves nothing: what was written within the same tick of the clock
-    looks the same. A parent that cannot be read any more is no parent.
-    """
-    trusted_ns = parent.snapshot.time_ns - _TICK_NS
-    has = repository.index.has
-    names: dict[bytes, tuple[Known, Content | None]] = {}
-    folders: dict[bytes, tuple[str, int]] = {}
-    counts: dict[bytes, int] = {}
-    try:
-        for entry, node, sha256 in RepositoryReader(repository, parent).nodes(name):
-            path, seen = entry.path, entry.seen
-            if path:
-                above = path.rpartition(b"/")[0]
-                counts[above] = counts.get(above, 0) + 1
-            if entry.kind == "dir":
-                folders[path] = node.subtree or "", 0
-            if entry.kind == "hardlink" or seen is None or not seen.ino or seen.ctime_ns >= trusted_ns:
-                continue
-            content = None
-            if entry.kind == "file":
-                if not sha256 or not all(has("data", blob) for blob in node.blobs):
-                    continue
-                content = Content(tuple(node.content or ()), node.size, sha256)
-            names[path] = Known(entry, sha256), content
-    except (errors.Damaged, errors.NotFound):
-        return NOTHING
-    return Before(names, {path: (subtree, counts.get(path, 0)) for path, (subtree, _) in folders.items()})
 
 
 def _time_ns(backup_id: str) -> int:

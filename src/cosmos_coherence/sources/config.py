@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Entry, Fingerprint, Gap, Part, SourceRef
+from cosmos_coherence.model import Copied, Entry, Fingerprint, Gap, Part, SourceRef
 from cosmos_coherence.parts import Sink
 from cosmos_coherence.sources import tree_print
 
@@ -39,12 +39,11 @@ class ConfigSource:
     def capture(self, sink: Sink) -> Part:
         """Write what was read."""
         tree = sink.tree("configs")
-        hashed: list[tuple[Entry, str]] = []
+        names: list[Copied] = []
         for entry, content in self._taken:
-            digest = tree.add(entry, io.BytesIO(content)) if entry.kind == "file" else ""
-            hashed.append((entry, digest))
-        file = tree.finish(entry for entry, _ in self._taken)
-        print_ = tree_print.tree_print(hashed)
+            names.append(Copied.of(entry, tree.add(entry, io.BytesIO(content)) if entry.kind == "file" else ""))
+        file = tree.finish(names)
+        print_ = tree_print.print_of(names)
         return Part(name=self._ref.part, kind="config", files=(file,), fingerprint=Fingerprint(tree=print_))
 
     @property

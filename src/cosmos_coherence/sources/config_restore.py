@@ -13,12 +13,11 @@ from typing import Literal
 import msgspec
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Part
+from cosmos_coherence.drivers.folders import GONE, Folders, from_stat
+from cosmos_coherence.model import Found, Part
 from cosmos_coherence.parts import PartReader
 from cosmos_coherence.sources import staging, tree_print, tree_scan, tree_write
 from cosmos_coherence.sources.staging import Staging
-from cosmos_coherence.sources.tree_read import Folders
-from cosmos_coherence.sources.tree_scan import Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +225,7 @@ def _find(folders: Folders, path: bytes) -> Found | None:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
         link = os.readlink(name, dir_fd=folder) if stat.S_ISLNK(found.st_mode) else b""
     except OSError as error:
-        if error.errno in tree_scan.GONE:
+        if error.errno in GONE:
             return None
         raise
-    return tree_scan.from_stat(path, found, link)
+    return from_stat(path, found, folders.device, link)

@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from cosmos_coherence import errors
+from cosmos_coherence.drivers.folders import FOLDER_FLAGS
 from cosmos_coherence.sources import tree_scan, tree_write
 
 Journal = TypeVar("Journal")
@@ -99,7 +100,7 @@ def translated(place: Path) -> Iterator[None]:
 @contextmanager
 def opened(folder: Path) -> Iterator[int]:
     """A descriptor of a folder."""
-    number = os.open(folder, tree_scan.FOLDER_FLAGS & ~os.O_NOFOLLOW)
+    number = os.open(folder, FOLDER_FLAGS & ~os.O_NOFOLLOW)
     try:
         yield number
     finally:
@@ -150,7 +151,7 @@ def remove_tree(folder: int, name: str | bytes) -> None:
         return
     if os.geteuid() != 0:  # what its owner must not enter cannot be emptied
         os.chmod(name, 0o700, dir_fd=folder)
-    inside = os.open(name, tree_scan.FOLDER_FLAGS, dir_fd=folder)
+    inside = os.open(name, FOLDER_FLAGS, dir_fd=folder)
     try:
         for below in names(inside):
             remove_tree(inside, below)

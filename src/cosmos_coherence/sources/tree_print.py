@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from cosmos_coherence.model import Entry, TreePrint
-from cosmos_coherence.sources import tree_read, tree_scan
+from cosmos_coherence.drivers.folders import Folders, Xattrs, open_file, xattrs, xattrs_at
+from cosmos_coherence.model import Copied, Entry, Found, TreePrint
+from cosmos_coherence.sources import tree_scan
 
 Hashed = tuple[Entry, str]
 """An entry with the SHA-256 of its content in hex, empty for what is no regular file."""
@@ -21,6 +22,10 @@ def line(entry: Entry, sha256: str) -> bytes:
     A hard link says only what it links to, since its metadata are those of the file. The mode of a symlink means
     nothing. The time of the root is left out: swapping its content in changes it.
     """
+    return _line(entry, entry.xattrs, sha256)
+
+
+def _line(entry: Entry | Found, attributes: Xattrs, sha256: str) -> bytes:
     link = entry.kind == "hardlink"
     fields = [entry.path, entry.kind.encode()]
     if not link:
@@ -35,21 +40,30 @@ def line(entry: Entry, sha256: str) -> bytes:
         fields.append(b"%d:%d" % entry.device)
     else:
         fields.append(entry.target)
-    for name, value in () if link else entry.xattrs:
+    for name, value in () if link else attributes:
         fields += [name.encode(), value.hex().encode()]
     return b"\0".join(fields) + b"\n"
 
 
 def tree_print(hashed: Iterable[Hashed]) -> TreePrint:
     """The fingerprint of these entries, whatever their order."""
+    return _print((entry, entry.xattrs, sha256) for entry, sha256 in sorted(hashed, key=lambda pair: pair[0].path))
+
+
+def print_of(names: Iterable[Copied]) -> TreePrint:
+    """The fingerprint of what was copied, given in byte order of the paths."""
+    return _print((each.found, each.xattrs, each.sha256) for each in names)
+
+
+def _print(names: Iterable[tuple[Entry | Found, Xattrs, str]]) -> TreePrint:
     files = directories = others = size = 0
     digest = hashlib.sha256()
-    for entry, sha256 in sorted(hashed, key=lambda pair: pair[0].path):
+    for entry, attributes, sha256 in names:
         files += entry.kind in ("file", "hardlink")
         directories += entry.kind == "dir"
         others += entry.kind not in ("file", "hardlink", "dir")
         size += entry.size if entry.kind == "file" else 0
-        digest.update(line(entry, sha256))
+        digest.update(_line(entry, attributes, sha256))
     return TreePrint(files=files, directories=directories, others=others, size=size, digest=digest.hexdigest())
 
 
@@ -62,24 +76,24 @@ def hashed_tree(root: Path) -> Iterator[Hashed]:
     """Every entry on the disk with its hash, in byte order of the paths, the root first. Raises ``CaptureFailed``."""
     scan = tree_scan.walk(root)
     links = scan.links()
-    with tree_read.Folders(root) as folders:
+    with Folders(root) as folders:
         for path, found in sorted(scan.names.items()):
             if path in links:
-                yield tree_read.entry(found, first=links[path]), ""
+                yield tree_scan.link(found, links[path]).entry(), ""
             else:
                 yield hashed(folders, found, root)
 
 
-def hashed(folders: tree_read.Folders, found: tree_scan.Found, root: Path) -> Hashed:
+def hashed(folders: Folders, found: Found, root: Path) -> Hashed:
     """The entry of one name below ``folders``, and the hash when it is a file. Raises ``CaptureFailed``."""
     try:
         if found.kind != "file":
-            return tree_read.entry(found, tree_read.xattrs_at(folders, found.path)), ""
-        opened = tree_read.open_file(folders, found.path)
+            return Copied(found, xattrs_at(folders, found.path)).entry(), ""
+        opened = open_file(folders, found.path)
         if opened is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         with os.fdopen(opened[0], "rb", buffering=0) as file:
-            entry = tree_read.entry(found, tree_read.xattrs(file.fileno()))
+            entry = Copied(found, xattrs(file.fileno())).entry()
             return entry, hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise tree_scan.unreadable(found.path, root, error) from error

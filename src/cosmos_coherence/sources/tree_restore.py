@@ -12,9 +12,10 @@ from typing import Final, Literal
 import msgspec
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Entry, Part, TreePrint
+from cosmos_coherence.drivers.folders import SYSTEM_XATTRS, from_stat, xattrs
+from cosmos_coherence.model import Copied, Entry, Part, TreePrint
 from cosmos_coherence.parts import PartReader
-from cosmos_coherence.sources import staging, tree_print, tree_read, tree_scan, tree_write
+from cosmos_coherence.sources import staging, tree_print, tree_scan, tree_write
 from cosmos_coherence.sources.staging import Staging
 
 Phase = Literal["staging", "staged", "out", "in", "swapped", "clear", "back", "undone", "finishing"]
@@ -210,16 +211,17 @@ class TreeRestorer:
 
 def _metadata(root: Path) -> Entry:
     with staging.opened(root) as folder:
-        found = tree_scan.from_stat(b"", os.fstat(folder))
+        status = os.fstat(folder)
+        found = from_stat(b"", status, status.st_dev)
         assert found is not None
-        return tree_read.entry(found, tree_read.xattrs(folder))
+        return Copied(found, xattrs(folder)).entry()
 
 
 def _dress(root: Path, entry: Entry | None) -> None:
     assert entry is not None
     with staging.opened(root) as folder:
         for name in os.listxattr(folder):
-            if name not in tree_read.SYSTEM_XATTRS and name not in dict(entry.xattrs):
+            if name not in SYSTEM_XATTRS and name not in dict(entry.xattrs):
                 os.removexattr(folder, name)
         tree_write.apply(folder, entry)
         os.fsync(folder)

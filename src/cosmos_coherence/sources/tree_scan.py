@@ -7,57 +7,26 @@ root. It stays on the root's file system too. Paths are bytes, relative to the r
 from __future__ import annotations
 
 import ctypes
-import errno
 import fnmatch
 import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import structs
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import EntryKind
+from cosmos_coherence.drivers.folders import FOLDER_FLAGS, GONE, from_stat
+from cosmos_coherence.model import Copied, Found
 
 WORK_PREFIX: Final = b".cosmos-restore-"
 """A restore keeps what it stages in a folder of this name below the root; no walk ever sees it."""
 
-FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-_KINDS: Final[Mapping[int, EntryKind]] = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "dir",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFCHR: "char",
-    stat.S_IFBLK: "block",
-}
-_KIND_BITS: Final = 0o170000
 _ENCODING: Final = sys.getfilesystemencoding()
-GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-"""What opening a name says when the stack has removed or replaced it since it was listed."""
-
-
-class Found(NamedTuple):
-    """One name as the walk saw it. Two that are equal have the same metadata; content is a matter of the times."""
-
-    path: bytes
-    kind: EntryKind
-    mode: int
-    """Permission bits only."""
-    uid: int
-    gid: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    dev: int
-    ino: int
-    nlink: int
-    rdev: int
-    target: bytes
-    """Where a symlink points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,27 +99,9 @@ def size_of(root: Path, paths: Iterable[bytes]) -> int:
     return total
 
 
-def from_stat(path: bytes, found: os.stat_result, target: bytes = b"") -> Found | None:
-    """The record of one name, or None for a socket."""
-    mode = found.st_mode
-    kind = _KINDS.get(mode & _KIND_BITS)
-    if kind is None:
-        return None
-    return Found(
-        path,
-        kind,
-        mode & 0o7777,
-        found.st_uid,
-        found.st_gid,
-        found.st_size if kind == "file" else 0,
-        found.st_mtime_ns,
-        found.st_ctime_ns,
-        found.st_dev,
-        found.st_ino,
-        found.st_nlink,
-        found.st_rdev,
-        target,
-    )
+def link(found: Found, first: bytes) -> Copied:
+    """A further name of the file that has the name ``first``."""
+    return Copied(structs.replace(found, kind="hardlink", target=first))
 
 
 def show(path: bytes) -> str:
@@ -187,14 +138,15 @@ class _Walk:
         self._linked: list[Found] = []
         self._chain: list[int] = []
         self._pending: list[tuple[int, bytes]] = []
-        self._dev = 0
+        self._device = 0
 
     def run(self) -> Scan:
         try:
             self._chain.append(os.open(self._root, FOLDER_FLAGS & ~os.O_NOFOLLOW))
-            top = from_stat(b"", os.fstat(self._chain[0]))
+            status = os.fstat(self._chain[0])
+            self._device = status.st_dev
+            top = from_stat(b"", status, self._device)
             assert top is not None
-            self._dev = top.dev
             self._names[b""] = top
             self._list(b"", 0)
             while self._pending:
@@ -231,7 +183,7 @@ class _Walk:
                     continue
                 try:
                     target = os.readlink(name, dir_fd=folder) if item.is_symlink() else b""
-                    found = from_stat(path, item.stat(follow_symlinks=False), target)
+                    found = from_stat(path, item.stat(follow_symlinks=False), self._device, target)
                 except FileNotFoundError:
                     continue
                 except OSError as error:
@@ -242,7 +194,7 @@ class _Walk:
                     names[path] = found
                     if found.nlink > 1 and found.kind == "file":
                         self._linked.append(found)
-                elif found.dev != self._dev:
+                elif found.dev:
                     self._mounts.append(path)
                 else:
                     names[path] = found

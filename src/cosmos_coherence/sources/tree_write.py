@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from cosmos_coherence import errors
+from cosmos_coherence.drivers.folders import FOLDER_FLAGS, GONE, SYSTEM_XATTRS, Folders, link_place
 from cosmos_coherence.model import Entry, TreePrint
 from cosmos_coherence.parts import PartReader
-from cosmos_coherence.sources import tree_print, tree_read, tree_scan
-from cosmos_coherence.sources.tree_read import Folders
+from cosmos_coherence.sources import tree_print, tree_scan
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CHUNK: Final = 1 << 20
@@ -116,7 +116,7 @@ def apply(place: int | bytes, entry: Entry) -> Entry:
         now = os.stat(place, follow_symlinks=follow)  # noqa: PTH116 - may be a descriptor
         if (now.st_uid, now.st_gid) != (entry.uid, entry.gid):
             entry = replace(entry, uid=now.st_uid, gid=now.st_gid, mode=mode & ~(stat.S_ISUID | stat.S_ISGID))
-    kept = tuple(pair for pair in entry.xattrs if pair[0] not in tree_read.SYSTEM_XATTRS and _set(place, *pair))
+    kept = tuple(pair for pair in entry.xattrs if pair[0] not in SYSTEM_XATTRS and _set(place, *pair))
     if entry.kind != "symlink":
         os.chmod(place, entry.mode)  # noqa: PTH101
     os.utime(place, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=follow)
@@ -161,7 +161,7 @@ class _Writer:
         except FileExistsError as error:
             raise errors.Hostile(f"{tree_scan.show(entry.path)} comes twice in the tree") from error
         except OSError as error:
-            if error.errno in tree_scan.GONE:
+            if error.errno in GONE:
                 raise errors.Hostile(f"{tree_scan.show(entry.path)} is not in a folder of its own tree") from error
             raise failure(self._place, error, entry.path) from error
 
@@ -170,7 +170,7 @@ class _Writer:
             raise errors.Damaged("the tree has no root")
         for entry in sorted(self._directories, key=lambda entry: entry.path, reverse=True):
             parent, name = self._folders.parent(entry.path)
-            folder = os.open(name, tree_scan.FOLDER_FLAGS, dir_fd=parent)
+            folder = os.open(name, FOLDER_FLAGS, dir_fd=parent)
             try:
                 self._note(entry, apply(folder, entry))
             finally:
@@ -213,7 +213,7 @@ class _Writer:
 
     def _symlink(self, entry: Entry, _: BinaryIO | None, folder: int, name: bytes) -> None:
         os.symlink(entry.target, name, dir_fd=folder)
-        self._note(entry, apply(tree_read.link_place(folder, name), entry))
+        self._note(entry, apply(link_place(folder, name), entry))
 
     def _hardlink(self, entry: Entry, _: BinaryIO | None, folder: int, name: bytes) -> None:
         _check_path(entry.target)
@@ -231,7 +231,7 @@ class _Writer:
             os.mknod(name, kind | 0o600, os.makedev(*entry.device), dir_fd=folder)
         else:
             raise errors.Hostile(f"{tree_scan.show(entry.path)} is a device, and nobody asked for devices")
-        self._note(entry, apply(tree_read.link_place(folder, name), entry))
+        self._note(entry, apply(link_place(folder, name), entry))
 
 
 def _write_runs(entry: Entry, content: BinaryIO, file: int) -> str:

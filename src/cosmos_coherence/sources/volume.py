@@ -11,16 +11,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final
+
+from msgspec import structs
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Entry, Fingerprint, Gap, Part, SourceRef
-from cosmos_coherence.parts import Known, Sink, TreeWriter
+from cosmos_coherence.drivers.folders import GONE, Folders, Runs, data_runs, from_stat, open_file, xattrs, xattrs_at
+from cosmos_coherence.model import Copied, Fingerprint, Found, Gap, Part, SourceRef
+from cosmos_coherence.parts import Sink, TreeWriter
 from cosmos_coherence.sources import tree_print, tree_read, tree_scan
 from cosmos_coherence.sources.config_restore import ConfigRestorer
-from cosmos_coherence.sources.tree_read import Folders, Runs, Xattrs
 from cosmos_coherence.sources.tree_restore import TreeRestorer
-from cosmos_coherence.sources.tree_scan import Found, Scan
+from cosmos_coherence.sources.tree_scan import Scan
 
 __all__ = ["ConfigRestorer", "TreeRestorer", "TreeSource"]
 
@@ -33,33 +35,6 @@ _AT_ONCE: Final = _MIB // 2
 """A file up to this size is read in one call."""
 _IN_MEMORY: Final = 32 * _MIB
 """What the anchor reads is kept in memory up to here, then in a temporary file."""
-
-
-class _Taken(NamedTuple):
-    """What was read of one name."""
-
-    found: Found
-    proof: Found | None
-    """What a later walk has to find if nothing needs to be read again; None when no walk can tell.
-
-    A change time that is not older than the round proves nothing: another change may have come within the same tick of
-    the clock, or through a mapped page that was dirty already, which moves no time. The round's sync left no page
-    dirty, so a change time from before it says that nothing was written since. (The modification time moves together
-    with the change time, but can be set to anything.)
-    """
-    xattrs: Xattrs
-    data: Runs | None = None
-    sha256: str = ""
-    known: Entry | None = None
-    """The entry as the store has it from the last backup."""
-
-    def entry(self) -> Entry:
-        """The entry of the name."""
-        return self.known or tree_read.entry(self.found, self.xattrs, self.data)
-
-
-def _taken(found: Found, started_ns: int, xattrs: Xattrs, data: Runs | None = None) -> _Taken:
-    return _Taken(found, found if found.ctime_ns < started_ns - _TICK_NS else None, xattrs, data)
 
 
 class TreeSource:
@@ -76,7 +51,16 @@ class TreeSource:
         self._ref, self._root, self._spool = ref, root, spool
         self._settle_bytes, self._rounds = settle_bytes, rounds
         self._tree: TreeWriter | None = None
-        self._taken: dict[bytes, _Taken] = {}
+        self._taken: dict[bytes, Copied] = {}
+        """What was read of each name. A later walk that finds it as it was then need not read it again..."""
+        self._doubtful: set[bytes] = set()
+        """... but for these: their change time is not older than the round.
+
+        Such a time proves nothing: another change may have come within the same tick of the clock, or through a mapped
+        page that was dirty already, which moves no time. The round's sync left no page dirty, so a change time from
+        before it says that nothing was written since. (The modification time moves together with the change time, but
+        can be set to anything.)
+        """
         self._added: set[bytes] = set()
         self._scan: Scan | None = None
         self._links: dict[bytes, bytes] = {}
@@ -108,7 +92,7 @@ class TreeSource:
         self._forget_anchor()
         if self._tree is None:
             self._tree = sink.tree(f"volumes/{self._ref.volume}" if self._ref.kind == "volume" else self._ref.part)
-            self._taken = {known.entry.path: _remembered(known) for known in self._tree.known()}
+            self._taken = {known.found.path: known for known in self._tree.known()}
         for _ in range(self._rounds):
             started_ns = time.time_ns()
             with self._reading(b""), Folders(self._root) as folders:
@@ -130,9 +114,7 @@ class TreeSource:
             for found in self._unsettled(self._scan, self._links):
                 if found.kind == "file":
                     self._hold(folders, found, started_ns, self._held)
-                elif taken := self._look(folders, found, started_ns):
-                    self._taken[found.path] = taken
-                else:
+                elif not self._look(folders, found, started_ns):
                     raise self._replaced(found)
 
     def capture(self, sink: Sink) -> Part:
@@ -143,17 +125,16 @@ class TreeSource:
         for path in self._held.paths():
             taken = self._taken[path]
             with self._held.content(path, taken.found.size) as content:
-                self._taken[path] = taken._replace(sha256=self._tree.add(taken.entry(), content))
+                self._taken[path] = structs.replace(taken, sha256=self._tree.add(taken.entry(), content))
             self._added.add(path)
+        links, taken_of = self._links, self._taken
         final = [
-            (tree_read.entry(found, first=self._links[path]), "")
-            if path in self._links
-            else (self._taken[path].entry(), self._taken[path].sha256)
+            tree_scan.link(found, links[path]) if path in links else taken_of[path]
             for path, found in sorted(self._scan.names.items())
         ]
-        for path in self._added - {entry.path for entry, _ in final if entry.kind == "file"}:
+        for path in self._added - {each.found.path for each in final if each.found.kind == "file"}:
             self._tree.drop(path)
-        file = self._tree.finish(entry for entry, _ in final)
+        file = self._tree.finish(final)
         return Part(
             name=self._ref.part,
             kind=self._ref.kind,
@@ -161,7 +142,7 @@ class TreeSource:
             volume=self._ref.volume,
             anchored_at=self._anchored_at.replace("+00:00", "Z"),
             details={"sockets": str(self._scan.sockets)} if self._scan.sockets else {},
-            fingerprint=Fingerprint(tree=tree_print.tree_print(final)),
+            fingerprint=Fingerprint(tree=tree_print.print_of(final)),
         )
 
     def clients(self) -> tuple[tuple[str, str], ...]:
@@ -172,6 +153,7 @@ class TreeSource:
         """Forget what was read."""
         self._forget_anchor()
         self._taken.clear()
+        self._doubtful.clear()
 
     def _forget_anchor(self) -> None:
         """What only the anchor read never reached the sink: it counts as not read."""
@@ -183,82 +165,99 @@ class TreeSource:
         self._restless = []
 
     def _unsettled(self, scan: Scan, links: dict[bytes, bytes]) -> Iterator[Found]:
-        known = self._taken
+        known, doubtful = self._taken, self._doubtful
         for path, found in scan.names.items():
             taken = known.get(path)
-            if (taken is None or taken.proof != found) and path not in links:
+            if (taken is None or taken.found != found or path in doubtful) and path not in links:
                 yield found
+
+    def _take(self, copied: Copied, started_ns: int) -> None:
+        path = copied.found.path
+        self._taken[path] = copied
+        if copied.found.ctime_ns < started_ns - _TICK_NS:
+            self._doubtful.discard(path)
+        else:
+            self._doubtful.add(path)
 
     def _copy(self, scan: Scan, started_ns: int, tree: TreeWriter) -> int:
         """One round of the pre-copy; returns what it cost, in bytes."""
-        cost = 0
         links = scan.links()
+        unsettled = list(self._unsettled(scan, links))
+        cost = _FILE_COST * len(unsettled)
+        files = {found.path: found for found in unsettled if found.kind == "file"}
+        for copied in tree.add_small(self._root, [path for path, found in files.items() if found.size <= _AT_ONCE]):
+            path = copied.found.path
+            found = files.pop(path)
+            self._added.add(path)
+            if (copied.found.dev, copied.found.ino) == (found.dev, found.ino):
+                self._take(copied, started_ns)
+                cost += copied.found.size
         with Folders(self._root) as folders:
-            for found in self._unsettled(scan, links):
-                cost += _FILE_COST
-                if found.kind == "file":
+            for found in unsettled:
+                if found.kind != "file":
+                    self._look(folders, found, started_ns)
+                elif found.path in files:
                     cost += self._add(folders, found, started_ns, tree)
-                elif taken := self._look(folders, found, started_ns):
-                    self._taken[found.path] = taken
         for path in self._taken.keys() - (scan.names.keys() - links.keys()):
             del self._taken[path]
         return cost
 
     def _add(self, folders: Folders, found: Found, started_ns: int, tree: TreeWriter) -> int:
-        with self._opened(folders, found, started_ns) as (file, taken):
-            if taken is None:
+        with self._opened(folders, found) as (file, copied):
+            if copied is None:
                 return 0
-            size = taken.found.size
-            with self._content(file, found.path, taken) as content:
-                self._taken[found.path] = taken._replace(sha256=tree.add(taken.entry(), content))
+            with self._content(file, copied) as content:
+                sha256 = tree.add(copied.entry(), content)
+            self._take(structs.replace(copied, sha256=sha256), started_ns)
             self._added.add(found.path)
-            return size
+            return copied.found.size
 
-    def _content(self, file: int, path: bytes, taken: _Taken) -> BinaryIO:
+    def _content(self, file: int, copied: Copied) -> BinaryIO:
         """What the file holds: exactly its size, whatever becomes of it meanwhile."""
-        size = taken.found.size
-        if size <= _AT_ONCE and taken.data is None:
+        path, size = copied.found.path, copied.found.size
+        if size <= _AT_ONCE and copied.data is None:
             with self._reading(path):
                 return io.BytesIO(os.pread(file, size, 0).ljust(size, b"\0"))
-        runs = [(offset, length, offset) for offset, length in _runs(taken)]
+        runs = [(offset, length, offset) for offset, length in _runs(copied)]
         return tree_read.content(tree_read.OpenFile(file, path, self._root), size, runs)
 
     def _hold(self, folders: Folders, found: Found, started_ns: int, held: _Held) -> None:
-        with self._opened(folders, found, started_ns) as (file, taken):
-            if taken is None:
+        with self._opened(folders, found) as (file, copied):
+            if copied is None:
                 raise self._replaced(found)
-            held.take(found.path, tree_read.OpenFile(file, found.path, self._root), _runs(taken))
-            self._taken[found.path] = taken
-            if tree_scan.from_stat(found.path, os.fstat(file)) != taken.found:
+            held.take(found.path, tree_read.OpenFile(file, found.path, self._root), _runs(copied))
+            self._take(copied, started_ns)
+            if from_stat(found.path, os.fstat(file), folders.device) != copied.found:
                 self._restless.append(found.path)
 
     @contextmanager
-    def _opened(self, folders: Folders, found: Found, started_ns: int) -> Iterator[tuple[int, _Taken | None]]:
+    def _opened(self, folders: Folders, found: Found) -> Iterator[tuple[int, Copied | None]]:
         """The file, and what is to be noted of it; None when it is not there any more."""
         with self._reading(found.path):
-            opened = tree_read.open_file(folders, found.path)
+            opened = open_file(folders, found.path)
         if opened is None:
             yield -1, None
             return
         file, status = opened
         try:
             with self._reading(found.path):
-                now = tree_scan.from_stat(found.path, status)
+                now = from_stat(found.path, status, folders.device)
                 same = now is not None and (now.dev, now.ino) == (found.dev, found.ino)
-                data = tree_read.data_runs(file, status)
-                attributes = tree_read.xattrs(file)
-            yield file, _taken(now, started_ns, attributes, data) if now is not None and same else None
+                data = data_runs(file, status)
+                attributes = xattrs(file)
+            yield file, Copied(now, attributes, data) if now is not None and same else None
         finally:
             os.close(file)
 
-    def _look(self, folders: Folders, found: Found, started_ns: int) -> _Taken | None:
-        """What is to be noted of a name that is no file; None when it is not there any more."""
+    def _look(self, folders: Folders, found: Found, started_ns: int) -> bool:
+        """Note what is to be noted of a name that is no file; False when it is not there any more."""
         try:
-            return _taken(found, started_ns, tree_read.xattrs_at(folders, found.path))
+            self._take(Copied(found, xattrs_at(folders, found.path)), started_ns)
         except OSError as error:
-            if error.errno in tree_scan.GONE:
-                return None
+            if error.errno in GONE:
+                return False
             raise tree_scan.unreadable(found.path, self._root, error) from error
+        return True
 
     @contextmanager
     def _reading(self, path: bytes) -> Iterator[None]:
@@ -272,18 +271,6 @@ class TreeSource:
             f"{tree_scan.show(found.path)} in {self._root} was replaced while the writers were held",
             remedy="Stop what writes there from outside the stack, then run the backup again.",
         )
-
-
-def _remembered(known: Known) -> _Taken:
-    """What the last backup read; its store answers for the change time being old enough to prove something."""
-    entry, seen = known.entry, known.entry.seen
-    assert seen is not None
-    device = os.makedev(*entry.device)
-    found = Found(
-        entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.size, entry.mtime_ns, seen.ctime_ns, seen.dev,
-        seen.ino, seen.nlink, device, entry.target,
-    )  # fmt: skip
-    return _Taken(found, found, entry.xattrs, None, known.sha256, entry)
 
 
 class _Held:
@@ -326,8 +313,8 @@ class _Held:
         self._file.close()
 
 
-def _runs(taken: _Taken) -> Runs:
-    return ((0, taken.found.size),) if taken.data is None else taken.data
+def _runs(copied: Copied) -> Runs:
+    return ((0, copied.found.size),) if copied.data is None else copied.data
 
 
 def _refuse_live_postgres(root: Path, scan: Scan) -> None:

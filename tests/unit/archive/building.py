@@ -17,7 +17,7 @@ from cosmos_coherence.archive.gzipped import Gunzip
 from cosmos_coherence.archive.stored import Stored
 from cosmos_coherence.archive.tree import TarGzWriter
 from cosmos_coherence.archive.writer import ArchiveWriter
-from cosmos_coherence.model import Entry, Manifest, Part, PartFile
+from cosmos_coherence.model import Copied, Entry, Manifest, Part, PartFile
 
 ID = "20240101_120000"
 SQL = b"create table t (k int);\n"
@@ -59,11 +59,13 @@ def fill(writer: ArchiveWriter, *, safety: bool = False, complete: bool = True) 
     volume = writer.tree("volumes/shop_uploads")
     note = Entry(b"note", "file", 0o640, uid=7, gid=8, mtime_ns=1_700_000_000_123_456_789)
     volume.add(note, io.BytesIO(b"hello"))
-    tree = volume.finish([ROOT, note, Entry(b"to", "symlink", 0o777, target=b"/etc/passwd")])
+    tree = volume.finish(map(Copied.of, [ROOT, note, Entry(b"to", "symlink", 0o777, target=b"/etc/passwd")]))
     folder = writer.tree("configs")
     env = Entry(b".env", "file", 0o600, mtime_ns=1_700_000_000_000_000_001)
     folder.add(env, io.BytesIO(b"SECRET=1\n"))
-    configs = folder.finish([ROOT, env, Entry(b"conf", "dir", 0o750), Entry(b"link", "symlink", 0o777, target=b".env")])
+    configs = folder.finish(
+        map(Copied.of, [ROOT, env, Entry(b"conf", "dir", 0o750), Entry(b"link", "symlink", 0o777, target=b".env")])
+    )
     return manifest(
         Part(
             "postgres/db",

@@ -23,7 +23,7 @@ from cosmos_coherence.archive.reader import ArchiveReader
 from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.archive.writer import ArchiveWriter
 from cosmos_coherence.drivers.embedded import find_redis
-from cosmos_coherence.model import Entry, Fingerprint, Manifest, Part, TreePrint
+from cosmos_coherence.model import Copied, Entry, Fingerprint, Manifest, Part, TreePrint
 from support.waiting import eventually
 from unit.archive.building import ID, RDB, ROOT, SQL, fill, make_archive, manifest
 
@@ -254,7 +254,7 @@ def test_hard_links_and_odd_names_in_the_configuration(tmp_path: Path) -> None:
     for name in (b"dropped", odd):
         tree.add(Entry(name, "file", size=99), io.BytesIO(b"text"))
     tree.drop(b"dropped")
-    file = tree.finish([ROOT, Entry(b"also", "hardlink", target=odd), Entry(odd, "file", 0o600)])
+    file = tree.finish(map(Copied.of, [ROOT, Entry(b"also", "hardlink", target=odd), Entry(odd, "file", 0o600)]))
     writer.pack(manifest(Part("config", "config", (file,))))
     path = writer.publish()
     with ArchiveReader.open_archive(path, tmp_path / "spool") as reader:
@@ -268,7 +268,7 @@ def test_a_pipe_is_no_configuration(tmp_path: Path) -> None:
     writer = ArchiveWriter(tmp_path, ID)
     try:
         with pytest.raises(errors.CaptureFailed, match="no file, folder or link"):
-            writer.tree("configs").finish([ROOT, Entry(b"p", "fifo")])
+            writer.tree("configs").finish(map(Copied.of, [ROOT, Entry(b"p", "fifo")]))
     finally:
         writer.abort()
 

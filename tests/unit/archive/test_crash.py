@@ -15,7 +15,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import listing
 from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.archive.writer import ArchiveWriter, discard, spool_of
-from cosmos_coherence.model import Entry, Part
+from cosmos_coherence.model import Copied, Entry, Part
 from cosmos_coherence.storage import local
 from unit.archive.building import ROOT, make_archive, manifest
 
@@ -101,7 +101,7 @@ def write_large(directory: Path) -> Path:
     try:
         tree = writer.tree("volumes/v")
         tree.add(Entry(b"f", "file"), io.BytesIO(os.urandom(3_000_000)))
-        file = tree.finish([ROOT, Entry(b"f", "file")])
+        file = tree.finish(map(Copied.of, [ROOT, Entry(b"f", "file")]))
         with writer.stream("database.sql") as stream:
             stream.write(os.urandom(3_000_000).hex().encode())
         parts = (Part("v", "volume", (file,)), Part("p", "postgres", (stream.file(),)))

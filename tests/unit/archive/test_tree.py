@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from cosmos_coherence import errors
 from cosmos_coherence.archive.gzipped import MEMBER
-from cosmos_coherence.model import Entry
+from cosmos_coherence.model import Copied, Entry
 from unit.archive.building import ROOT, assembled, read_tree, tree_writer
 
 _NAME = (
@@ -105,7 +105,7 @@ def test_whatever_was_added_dropped_and_replaced_comes_back(
         entries += [Entry(b"z-null", "char", device=(1, 3)), Entry(b"z-pipe", "fifo", 0o600)]
         entries += [Entry(b"z" + names[1] + b"%d" % n, "hardlink", target=path) for n, path in enumerate(tree)]
         entries.sort(key=lambda entry: entry.path)
-        assert writer.finish(iter(entries)) == done[0].file
+        assert writer.finish(map(Copied.of, entries)) == done[0].file
         packed = assembled(done[0])
     found = read_tree(packed)
     assert {entry.path: entry for entry, _ in found} == {entry.path: entry for entry in entries}
@@ -120,7 +120,7 @@ def test_whatever_was_added_dropped_and_replaced_comes_back(
 
 
 def _finish(writer: object, done: list[object], entries: list[Entry]) -> bytes:
-    writer.finish(sorted(entries, key=lambda entry: entry.path))  # type: ignore[attr-defined]
+    writer.finish(map(Copied.of, sorted(entries, key=lambda entry: entry.path)))  # type: ignore[attr-defined]
     return assembled(done[0])  # type: ignore[arg-type]
 
 
@@ -230,7 +230,7 @@ def test_a_tree_that_does_not_fit_what_was_added_is_a_fault(tmp_path: Path, entr
     with tree_writer(tmp_path) as (writer, _):
         writer.add(Entry(b"a", "file"), io.BytesIO(b"1"))
         with pytest.raises(AssertionError):
-            writer.finish(entries)
+            writer.finish(map(Copied.of, entries))
 
 
 class _Endless(io.RawIOBase):
@@ -253,7 +253,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
         tracemalloc.start()
         with tree_writer(folder) as (writer, _):
             writer.add(Entry(b"f", "file"), _Endless(size))  # type: ignore[arg-type]
-            writer.finish([ROOT, Entry(b"f", "file")])
+            writer.finish(map(Copied.of, [ROOT, Entry(b"f", "file")]))
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return used

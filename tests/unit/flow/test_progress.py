@@ -10,7 +10,7 @@ import pytest
 from cosmos_coherence.cli import render
 from cosmos_coherence.flow.events import Advanced, PartDone
 from cosmos_coherence.flow.progress import Meter, MeteredReader, MeteredWriter, expected_of
-from cosmos_coherence.model import Entry, Manifest, Part, PartFile
+from cosmos_coherence.model import Copied, Entry, Manifest, Part, PartFile
 from support.memory_parts import MemoryReader, MemorySink
 
 
@@ -62,7 +62,7 @@ def test_it_changes_nothing_on_the_way():
     tree = writer.tree("volumes/v")
     entries = [Entry(b"", "dir", 0o755), Entry(b"a", "file", size=3)]
     tree.add(entries[1], io.BytesIO(b"abc"))
-    tree.finish(entries)
+    tree.finish(map(Copied.of, entries))
     reader = MeteredReader(MemoryReader(sink.streams, sink.trees), meter)  # type: ignore[arg-type]
     with reader.open("database.sql") as content:
         assert content.read(10) == b"rows"

@@ -1,4 +1,4 @@
-"""Folders read by processes beside us: the same tree, and no backup when one of them dies."""
+"""Small files read by processes beside us: the same tree, and no backup when one of them dies."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from cosmos_coherence import errors
-from cosmos_coherence.repository import chunker
+from cosmos_coherence.drivers.folders import Folders
+from cosmos_coherence.repository import chunker, small_files
 from cosmos_coherence.repository.blob import Blob, Id
 from cosmos_coherence.repository.check import check
-from cosmos_coherence.repository.folder_read import FolderReader
 from cosmos_coherence.repository.forked import Team
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.tree_restore import restore_tree
-from cosmos_coherence.repository.tree_save import Saved, save_folder
+from cosmos_coherence.repository.tree_writer import NOTHING, Before
 from cosmos_coherence.storage.folder import FolderBackend
+from support.saving import Saved, save_folder
 from support.trees import looks, odd_tree
 from support.waiting import eventually
 
@@ -52,10 +52,10 @@ def root(tmp_path: Path, rng: random.Random) -> Path:
     return root
 
 
-def in_processes(repository: Repository, root: Path, parent: Id | None = None) -> tuple[Saved, int]:
+def in_processes(repository: Repository, root: Path, before: Before = NOTHING) -> tuple[Saved, int]:
     """What was saved, and how many data blobs were new."""
     with Team(repository, 3) as team, repository.saver() as out:
-        saved = save_folder(repository, out, root, parent=parent, team=team)
+        saved = save_folder(repository, out, root, before=before, team=team)
     return saved, out.added.data_blobs
 
 
@@ -68,7 +68,7 @@ def test_the_tree_is_the_same(tmp_path: Path, root: Path) -> None:
     second.backend.create()
     shutil_copy(tmp_path / "repository", tmp_path / "other" / "repository")
     together, added = in_processes(second, root)
-    assert together == alone
+    assert (together.tree, together.part.fingerprint) == (alone.tree, alone.part.fingerprint)
     assert added >= out.added.data_blobs
     report = check(again(second), read_share=1)
     assert report.packs <= 3, "what was left over is in few packs"
@@ -87,11 +87,9 @@ def test_what_is_unchanged_is_neither_read_nor_stored(
 ) -> None:
     repository = new(tmp_path)
     first, _ = in_processes(repository, root)
-    monkeypatch.setattr(FolderReader, "_small", None)
-    monkeypatch.setattr(FolderReader, "large", None)
-    second, added = in_processes(repository, root, first.tree)
-    assert (second.tree, second.unchanged, added) == (first.tree, first.files, 0)
-    assert second.size == first.size
+    monkeypatch.setattr(small_files, "open_file", None)
+    second, added = in_processes(repository, root, first.state)
+    assert (second.tree, second.part.fingerprint, added) == (first.tree, first.part.fingerprint, 0)
     monkeypatch.undo()
 
     (root / "1" / "5" / "file-3").write_bytes(b"new")
@@ -100,9 +98,10 @@ def test_what_is_unchanged_is_neither_read_nor_stored(
     (root / "3" / "new").mkdir()
     (root / "empty" / "deep" / "er").rmdir()
     (root / "relative").unlink()
+    (root / "3" / "large").write_bytes(b"small now")
     os.setxattr(root / "0", "user.x", b"y")
-    third, added = in_processes(repository, root, first.tree)
-    assert (added, third.files - third.unchanged) == (1, 2)
+    third, added = in_processes(repository, root, first.state)
+    assert added == 2
     with again(repository).saver() as out:
         assert save_folder(again(repository), out, root).tree == third.tree
     (tmp_path / "there").mkdir()
@@ -110,47 +109,67 @@ def test_what_is_unchanged_is_neither_read_nor_stored(
     assert looks(tmp_path / "there") == looks(root)
 
 
-def test_a_file_whose_blob_has_got_lost_is_read_again(tmp_path: Path, root: Path) -> None:
-    repository = new(tmp_path)
-    first, added = in_processes(repository, root)
-    forgetful = again(repository)
-    lost: list[Blob] = []
-    for place in repository.index:
-        if place.blob.kind == "data" and len(lost) < 20:
-            lost.append(place.blob)
-        else:
-            forgetful._index.add(place.pack, [place.blob])
-    forgetful._index_loaded = True
-    second, added = in_processes(forgetful, root, first.tree)
-    assert second.tree == first.tree
-    assert 20 <= added <= 25  # at times two processes have the same
-
-
 def test_a_failure_in_a_process_is_its_own(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(self: FolderReader, opened: int, name: bytes, reading: object) -> str:
+    us, opened = os.getpid(), small_files.open_file
+
+    def failing(folders: Folders, path: bytes) -> tuple[int, os.stat_result] | None:
+        if os.getpid() == us:
+            return opened(folders, path)
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(FolderReader, "_small", failing)
+    monkeypatch.setattr(small_files, "open_file", failing)
     with pytest.raises(errors.CaptureFailed, match=r" in .*root cannot be read: Permission denied"):
         in_processes(new(tmp_path), root)
 
 
 def test_one_that_is_killed_fails_the_whole(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    us = os.getpid()
-    small = FolderReader._small
+    us, opened = os.getpid(), small_files.open_file
 
-    def dying(self: FolderReader, opened: int, name: bytes, reading: object) -> str:
-        if name == b"file-7" and os.getpid() != us:
+    def dying(folders: Folders, path: bytes) -> tuple[int, os.stat_result] | None:
+        if path.endswith(b"file-7") and os.getpid() != us:
             os.kill(os.getpid(), signal.SIGKILL)
-        return small(self, opened, name, reading)  # type: ignore[arg-type]
+        return opened(folders, path)
 
-    monkeypatch.setattr(FolderReader, "_small", dying)
+    monkeypatch.setattr(small_files, "open_file", dying)
     repository = new(tmp_path)
     with pytest.raises(errors.CosmosError, match="has died"):
         in_processes(repository, root)
     report = check(again(repository), read_share=1)
     assert report.sound, report.faults
     assert report.snapshots == 0
+
+
+@pytest.mark.parametrize("team", [True, False])
+def test_what_changes_under_the_reader_is_as_long_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, team: bool
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for number in range(100):
+        (root / f"{number:03}").write_bytes(b"x" * 50)
+    paths = [b"%03d" % number for number in range(100)]
+    opened = small_files.open_file
+
+    def shrinking(folders: Folders, path: bytes) -> tuple[int, os.stat_result] | None:
+        found = opened(folders, path)
+        os.truncate(root / os.fsdecode(path), 20)
+        return found
+
+    monkeypatch.setattr(small_files, "open_file", shrinking)
+    repository = new(tmp_path)
+    plain: list[bytes] = []
+
+    def save(data: memoryview) -> str:
+        plain.append(bytes(data))
+        return "ab" * 32
+
+    if team:
+        with Team(repository, 2) as processes, repository.saver() as out:
+            sizes = {each.found.size for each in processes.copied(root, paths, out)}
+    else:
+        sizes = {each.found.size for each in small_files.copied(root, paths, save)}
+        assert set(plain) == {b"x" * 20 + bytes(30)}
+    assert sizes == {50}
 
 
 def test_they_are_ended_with_the_team(tmp_path: Path) -> None:
@@ -187,15 +206,12 @@ def _runs(pid: int) -> bool:
 
 
 def test_orders_larger_than_a_pipe_do_not_block(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    root.mkdir()
+    root = tmp_path / "root" / ("y" * 200) / ("z" * 200) / ("w" * 200)
+    root.mkdir(parents=True)
     for number in range(3000):
-        (root / ("x" * 200 + f"{number:04}")).mkdir()
-    repository = new(tmp_path)
-    began = time.monotonic()
-    together, _ = in_processes(repository, root)
-    assert together.folders == 3001
-    assert time.monotonic() - began < 60
+        (root / ("x" * 200 + f"{number:04}")).touch()
+    together, _ = in_processes(new(tmp_path), tmp_path / "root")
+    assert together.files == 3000
 
 
 @pytest.mark.parametrize("size", [chunker.MIN_SIZE - 1, chunker.MIN_SIZE, chunker.MIN_SIZE + 1])
@@ -207,7 +223,7 @@ def test_sizes_around_one_blob(tmp_path: Path, size: int) -> None:
     together, _ = in_processes(repository, root)
     with repository.saver() as out:
         assert save_folder(repository, out, root).tree == together.tree
-    assert together.size == size
+    assert together.part.files[0].size == size
 
 
 def test_a_pack_is_told_to_whom_wants_to_know(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import random
 import time
 from base64 import b64encode
@@ -28,7 +27,7 @@ from hypothesis import strategies as st
 from cosmos_coherence import errors, manifests
 from cosmos_coherence.flow import contents
 from cosmos_coherence.model import Fingerprint, Manifest, Part, PartFile, TreePrint
-from cosmos_coherence.repository import config, gotext, index, keys, layout, locks, packs, snapshots, tree_seen, trees
+from cosmos_coherence.repository import config, gotext, index, keys, layout, locks, packs, snapshots, trees
 from cosmos_coherence.repository.blob import Blob
 from cosmos_coherence.repository.crypto import OVERHEAD, Key, Scrypt, Sealer, derive
 from cosmos_coherence.repository.envelope import Envelope
@@ -92,13 +91,6 @@ def a_tree(plain: bytes) -> None:
         assert node.file_name
         assert b"/" not in node.file_name
         _ = node.target, node.blobs, node.mtime_ns, node.ctime_ns, gotext.permissions(node.mode)
-
-
-def an_earlier_tree(plain: bytes) -> None:
-    here = os.lstat("/")
-    for each in tree_seen.decode(plain):
-        each.is_same(here)
-    tree_seen.decode_raw(plain)
 
 
 def a_snapshot(plain: bytes) -> None:
@@ -216,7 +208,6 @@ PARSERS: dict[Parse, bytes] = {
     a_header: packs._encode_header(BLOBS),
     a_pack: bytes(2 * OVERHEAD + 9) + Sealer(KEY).seal(packs._encode_header(BLOBS)) + (109).to_bytes(4, "little"),
     a_tree: _tree(),
-    an_earlier_tree: _tree(),
     a_backup: _tree(),
     a_snapshot: snapshots.encode(
         Snapshot(time="2024-01-01T00:00:00Z", tree=ID, paths=["/p"], tags=["cosmos", "id=20240101_000000"])

@@ -20,10 +20,10 @@ from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.restore_plan import File
 from cosmos_coherence.repository.restore_write import Places
 from cosmos_coherence.repository.tree_restore import restore_tree
-from cosmos_coherence.repository.tree_save import save_folder
 from cosmos_coherence.repository.trees import Node
 from cosmos_coherence.storage.folder import FolderBackend
 from support.memory_backend import MemoryBackend
+from support.saving import save_folder
 from support.trees import looks, odd_tree, plant, public_folder, random_trees, sparse
 
 PASSWORD = "right-Horse-9"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cosmos_coherence import errors
+from cosmos_coherence.drivers import folders
 from cosmos_coherence.sources import tree_read, tree_scan
 from support import trees
 
@@ -68,15 +69,15 @@ def test_a_folder_swapped_for_a_link_is_not_followed(tmp_path: Path, monkeypatch
 def test_a_pipe_in_the_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "f")
     (tmp_path / "link").symlink_to("/etc/passwd")
-    with tree_read.Folders(tmp_path) as folders:
-        assert [tree_read.open_file(folders, name) for name in (b"f", b"link", b"none")] == [None, None, None]
+    with folders.Folders(tmp_path) as below:
+        assert [folders.open_file(below, name) for name in (b"f", b"link", b"none")] == [None, None, None]
 
 
 def test_content_shows_holes_as_zeros_and_never_ends_early(tmp_path: Path) -> None:
     path = tmp_path / "f"
     trees.sparse(path, 3 << 20, {1 << 20: b"abc", (2 << 20) + 5: b"d" * 9000})
     number = os.open(path, os.O_RDONLY)
-    runs = tree_read.data_runs(number, os.fstat(number))
+    runs = folders.data_runs(number, os.fstat(number))
     assert runs is not None
     assert sum(length for _, length in runs) < 100_000
     store = tree_read.OpenFile(number, b"f", tmp_path)

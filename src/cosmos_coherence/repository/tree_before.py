@@ -1,0 +1,81 @@
+"""What of a tree can be trusted to be as the last backup has it, unless it looks different now."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cosmos_coherence import errors
+from cosmos_coherence.drivers import folders as disk
+from cosmos_coherence.model import Copied, Found
+from cosmos_coherence.repository import collection
+from cosmos_coherence.repository.reader import RepositoryReader
+from cosmos_coherence.repository.repository import Repository
+from cosmos_coherence.repository.snapshots import Listed
+from cosmos_coherence.repository.tree_cache import TreeCache
+from cosmos_coherence.repository.tree_writer import EMPTY, NOTHING, Before
+
+_TICK_NS: Final = 20_000_000
+"""The clock of file times may lag this far behind the clock of programs."""
+
+
+def before_of(repository: Repository, parent: Listed, name: str, cache: TreeCache | None) -> Before:
+    """The names of the tree in the last backup that can be trusted.
+
+    A change time that is not older than that backup proves nothing: what was written within the same tick of the clock
+    looks the same. Nor does a name whose content the repository has lost. A parent that cannot be read any more is no
+    parent.
+    """
+    with collection.paused():
+        known = cache.load(parent.id, name) if cache is not None else None
+        if known is None:
+            try:
+                known = _read(repository, parent, name)
+            except (errors.Damaged, errors.NotFound):
+                return NOTHING
+        return _trusted(repository, known, parent.snapshot.time_ns - _TICK_NS)
+
+
+def _trusted(repository: Repository, known: Before, before_ns: int) -> Before:
+    large = known.large
+    wanted = [c.sha256 for path, c in known.names.items() if c.sha256 and c.sha256 != EMPTY and path not in large]
+    lost = repository.index.missing("data", wanted)
+    for path, blobs in large.items():
+        if repository.index.missing("data", blobs) and path in known.names:
+            lost.add(known.names[path].sha256)
+    names = {
+        path: each
+        for path, each in known.names.items()
+        if each.found.ctime_ns < before_ns
+        and each.found.ino
+        and each.found.kind != "hardlink"
+        and (not each.sha256 or each.sha256 not in lost)
+    }
+    gone = repository.index.missing("tree", {tree for tree, _ in known.folders.values()})
+    folders = {path: kept for path, kept in known.folders.items() if kept[0] not in gone} if gone else known.folders
+    return Before(names, {path: blobs for path, blobs in large.items() if path in names}, folders)
+
+
+def _read(repository: Repository, parent: Listed, name: str) -> Before:
+    names: dict[bytes, Copied] = {}
+    large: dict[bytes, tuple[str, ...]] = {}
+    folders: dict[bytes, str] = {}
+    counts: dict[bytes, int] = {}
+    for entry, node, sha256 in RepositoryReader(repository, parent).nodes(name):
+        path = entry.path
+        if path:
+            above = path.rpartition(b"/")[0]
+            counts[above] = counts.get(above, 0) + 1
+        if entry.kind == "dir":
+            folders[path] = node.subtree or ""
+        elif entry.kind == "file":
+            if not sha256:  # nobody has noted what its parts add up to
+                continue
+            if len(node.content or ()) > 1:
+                large[path] = tuple(node.content or ())
+        found = Found(
+            path, entry.kind, entry.mode, entry.uid, entry.gid, entry.size, entry.mtime_ns, node.ctime_ns, 0,
+            node.inode, node.links if entry.kind not in ("dir", "fifo") else 0, node.device, entry.target,
+        )  # fmt: skip
+        kept = tuple(pair for pair in entry.xattrs if pair[0] not in disk.SYSTEM_XATTRS)
+        names[path] = Copied(found, kept, None, sha256)
+    return Before(names, large, {path: (tree, counts.get(path, 0)) for path, tree in folders.items()})

@@ -1,0 +1,132 @@
+"""What the next backup takes over from the last one: only what is proven, wherever it was noted."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from cosmos_coherence.model import Manifest, SourceRef
+from cosmos_coherence.repository import layout
+from cosmos_coherence.repository.repository import Repository
+from cosmos_coherence.repository.tree_before import before_of
+from cosmos_coherence.repository.tree_cache import TreeCache
+from cosmos_coherence.repository.tree_writer import NOTHING, Before
+from cosmos_coherence.repository.writer import RepositoryWriter
+from cosmos_coherence.sources.volume import TreeSource
+from cosmos_coherence.storage.folder import FolderBackend
+from support.trees import odd_tree
+
+PASSWORD = "right-Horse-9"
+NAME = "files/x"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    root.mkdir()
+    odd_tree(root)
+    (root / "large").write_bytes(os.urandom(3 << 20))
+    return root
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository.init(FolderBackend(tmp_path / "repository"), PASSWORD, generated=True)
+
+
+def back_up(
+    repository: Repository, root: Path, identity: str = "20260101_000000", instant_ns: int | None = None
+) -> int:
+    """One backup with a cache beside the root; how many data blobs were new in it."""
+    time.sleep(0.05)  # so that nothing is as young as the backup
+    writer = RepositoryWriter(repository, identity, "p", root.parent / "spool", cache=root.parent / "cache")
+    try:
+        source = TreeSource(SourceRef("files", NAME, path=root), root, spool=writer.spool)
+        source.prepare(writer)
+        source.anchor()
+        part = source.capture(writer)
+        source.close()
+        instant = datetime.fromtimestamp((instant_ns or time.time_ns()) / 1e9, UTC).isoformat().replace("+00:00", "Z")
+        writer.pack(Manifest(identity, "p", "process", instant, 0.0, "test", parts=(part,)))
+        added = writer._saver.added.data_blobs
+        writer.verify()
+        writer.publish()
+    finally:
+        writer.abort()
+    return added
+
+
+def before(repository: Repository, root: Path, *, cached: bool = True) -> Before:
+    listed = layout.backups(repository.snapshots(), "p")[-1]
+    return before_of(repository, listed, NAME, TreeCache(root.parent / "cache") if cached else None)
+
+
+def test_the_cache_says_what_the_trees_say(repository: Repository, root: Path) -> None:
+    back_up(repository, root)
+    cached, read = before(repository, root), before(repository, root, cached=False)
+    assert len(cached.names) > 15
+    assert cached.names.keys() == read.names.keys()
+    for path, each in cached.names.items():
+        other = read.names[path]
+        assert (each.found, each.xattrs, each.sha256) == (other.found, other.xattrs, other.sha256), path
+    assert (cached.large, cached.folders) == (read.large, read.folders)
+    assert set(cached.large) == {b"large"}
+
+
+@pytest.mark.parametrize("way", ["cached", "read", "damaged", "cut", "of another"])
+def test_nothing_is_read_or_stored_again(
+    repository: Repository, root: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(repository, root)
+    for file in (root.parent / "cache").iterdir():
+        content = file.read_bytes()
+        if way == "read":
+            file.unlink()
+        elif way == "damaged":
+            file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        elif way == "cut":
+            file.write_bytes(content[:50])
+        elif way == "of another":
+            listed = layout.backups(repository.snapshots(), "p")[-1]
+            TreeCache(root.parent / "cache").save("ab" * 32, {NAME: before(repository, root)})
+            assert TreeCache(root.parent / "cache").load(listed.id, NAME) is None
+    monkeypatch.setattr("cosmos_coherence.sources.volume.open_file", None)
+    monkeypatch.setattr("cosmos_coherence.repository.small_files.open_file", None)
+    first = layout.backups(repository.snapshots(), "p")[-1].snapshot.tree
+    assert back_up(repository, root, "20260102_000000") == 1, "the manifest"
+    assert layout.backups(repository.snapshots(), "p")[-1].snapshot.tree != first
+
+
+def test_what_the_repository_has_lost_is_read_again(repository: Repository, root: Path) -> None:
+    back_up(repository, root)
+    whole = before(repository, root)
+    lost = {bytes.fromhex(whole.names[b"plain.txt"].sha256), bytes.fromhex(whole.large[b"large"][1])}
+    forgetful = Repository(repository.backend, repository.opened, repository.config)
+    for place in repository.index:
+        if place.blob.id not in lost:
+            forgetful._index.add(place.pack, [place.blob])
+    forgetful._index_loaded = True
+    for cached in (True, False):
+        left = before(forgetful, root, cached=cached)
+        assert whole.names.keys() - left.names.keys() == {b"plain.txt", b"large"}
+        assert not left.large
+
+
+@pytest.mark.parametrize(("after_ns", "trusted"), [(10_000_000, False), (50_000_000, True)])
+def test_what_is_as_young_as_the_backup_proves_nothing(
+    repository: Repository, root: Path, after_ns: int, trusted: bool
+) -> None:
+    (root / "young").write_bytes(b"1")
+    os.utime(root / "young", ns=(0, 0))  # its change time stays young
+    back_up(repository, root, instant_ns=(root / "young").stat().st_ctime_ns + after_ns)
+    assert (b"young" in before(repository, root).names) == trusted
+
+
+def test_a_parent_that_cannot_be_read_is_none(repository: Repository, root: Path) -> None:
+    back_up(repository, root)
+    listed = layout.backups(repository.snapshots(), "p")[-1]
+    assert before_of(repository, listed, "files/other", None) is NOTHING
