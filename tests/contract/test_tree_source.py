@@ -6,13 +6,11 @@ import io
 import mmap
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,13 +25,28 @@ from cosmos_coherence.sources.tree_restore import TreeRestorer
 from cosmos_coherence.sources.volume import TreeSource
 from support import trees
 from support.memory_parts import MemorySink, MemoryTree
+from support.storm import writing
 
 PART = "files/data"
 
 
+MANY = 0
+SOURCES: list[TreeSource] = []
+
+
+@pytest.fixture(params=["walked", "watched"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test twice: once where only walks tell what has changed, once where the kernel does."""
+    monkeypatch.setattr(sys.modules[__name__], "MANY", 0 if request.param == "watched" else 1 << 60)
+    yield
+    while SOURCES:
+        SOURCES.pop().close()
+
+
 def source_of(root: Path, *, exclude: tuple[str, ...] = (), **options: int) -> TreeSource:
     ref = SourceRef(kind="files", part=PART, path=root, exclude=exclude)
-    return TreeSource(ref, root, spool=root.parent, **options)
+    SOURCES.append(TreeSource(ref, root, spool=root.parent, many=MANY, **options))
+    return SOURCES[-1]
 
 
 def capture(root: Path, *, exclude: tuple[str, ...] = ()) -> tuple[Part, MemorySink]:
@@ -127,76 +140,10 @@ def test_the_fingerprint_sees_every_kind_of_change(root: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- writers that run
-_WRITER = r"""
-import mmap, os, random, sys
-root, seed = sys.argv[1], int(sys.argv[2])
-rnd = random.Random(seed)
-os.chdir(root)
-shared = open("mapped", "w+b"); shared.truncate(1 << 16)
-page = mmap.mmap(shared.fileno(), 1 << 16)
-log = open("log", "ab", buffering=0)
-print("ready", flush=True)
-step = 0
-while True:
-    step += 1
-    name = f"d{rnd.randrange(3)}/f{rnd.randrange(40)}"
-    os.makedirs(os.path.dirname(name), exist_ok=True)
-    log.write(b"%d\n" % step)
-    page[rnd.randrange(1 << 16)] = step % 256
-    try:
-        match rnd.randrange(9):
-            case 0 | 1:
-                with open(name, "wb") as f: f.write(rnd.randbytes(rnd.randrange(20000)))
-            case 2:
-                with open(name, "ab") as f: f.write(b"more")
-            case 3: os.rename(name, f"d{rnd.randrange(3)}/f{rnd.randrange(40)}")
-            case 4: os.unlink(name)
-            case 5: os.link(name, f"d{rnd.randrange(3)}/f{rnd.randrange(40)}")
-            case 6: os.truncate(name, rnd.randrange(3000))
-            case 7: os.symlink(name, f"d{rnd.randrange(3)}/l{rnd.randrange(9)}")
-            case 8:
-                os.chmod(name, 0o600 + rnd.randrange(64))
-                os.rename(f"d{rnd.randrange(3)}", f"e{rnd.randrange(3)}")
-    except OSError:
-        pass
-"""
-
-
-class Writer:
-    """A process that does everything one can do to files, until it is held."""
-
-    def __init__(self, root: Path, seed: int) -> None:
-        self._child = subprocess.Popen([sys.executable, "-c", _WRITER, str(root), str(seed)], stdout=subprocess.PIPE)
-        assert self._child.stdout is not None
-        assert self._child.stdout.readline() == b"ready\n"
-
-    def hold(self) -> None:
-        self._child.send_signal(signal.SIGSTOP)
-        assert os.waitid(os.P_PID, self._child.pid, os.WSTOPPED | os.WNOWAIT) is not None
-
-    def release(self) -> None:
-        self._child.send_signal(signal.SIGCONT)
-
-    def end(self) -> None:
-        self._child.kill()
-        self._child.wait()
-        assert self._child.stdout is not None
-        self._child.stdout.close()
-
-
-@contextmanager
-def writing(root: Path, seed: int) -> Iterator[Writer]:
-    writer = Writer(root, seed)
-    try:
-        yield writer
-    finally:
-        writer.end()
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_what_is_captured_is_what_was_there_while_writers_stood_still(root: Path, tmp_path: Path, seed: int) -> None:
     reference = tmp_path / "reference"
-    with writing(root, seed) as writer:
+    with writing(root, seed, links=MANY > 0) as writer:
         time.sleep(0.2)
         source, sink = source_of(root, settle_bytes=200_000, rounds=3), MemorySink()
         source.prepare(sink)
@@ -214,7 +161,7 @@ def test_what_is_captured_is_what_was_there_while_writers_stood_still(root: Path
 
 def test_a_blown_budget_makes_another_round(root: Path, tmp_path: Path) -> None:
     reference = tmp_path / "reference"
-    with writing(root, 99) as writer:
+    with writing(root, 99, links=MANY > 0) as writer:
         source, sink = source_of(root), MemorySink()
         for _ in range(3):
             source.prepare(sink)
@@ -406,7 +353,7 @@ print(sorted(scan.names), scan.mounts)
 """
     command = f'mount -t tmpfs none {root}/mounted && touch {root}/mounted/x && {sys.executable} -c "$0"'
     done = subprocess.run(["unshare", "-m", "sh", "-c", command, script], capture_output=True, text=True, check=True)
-    assert done.stdout == "[b'', b'file'] (b'mounted',)\n"
+    assert done.stdout == "[b'', b'file'] {b'mounted'}\n"
 
 
 def test_a_live_postgres_is_refused_wherever_it_lies(root: Path) -> None:

@@ -13,14 +13,15 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from msgspec import structs
 
 from cosmos_coherence import errors
-from cosmos_coherence.drivers.folders import FOLDER_FLAGS, GONE, from_stat
+from cosmos_coherence.drivers.folders import FOLDER_FLAGS, GONE, Folders, from_stat
 from cosmos_coherence.model import Copied, Found
 
 WORK_PREFIX: Final = b".cosmos-restore-"
@@ -29,38 +30,51 @@ WORK_PREFIX: Final = b".cosmos-restore-"
 _ENCODING: Final = sys.getfilesystemencoding()
 
 
-@dataclass(frozen=True, slots=True)
+Entered = Callable[[int, bytes], None]
+"""Is told every open folder and its path before it is listed."""
+
+
+@dataclass(slots=True)
 class Scan:
-    """What one walk found, and what it passed by."""
+    """What a walk found, and what it passed by; ``refresh`` brings it up to date."""
 
-    names: dict[bytes, Found]
+    root: Path
+    left_out: Callable[[bytes], bool] | None
+    names: dict[bytes, Found] = field(default_factory=dict)
     """By path, in no particular order."""
-    sockets: int
-    """Sockets seen: they are made by the program that listens, so they are never captured."""
-    mounts: tuple[bytes, ...]
+    sockets: set[bytes] = field(default_factory=set)
+    """They are made by the program that listens, so they are never captured."""
+    mounts: set[bytes] = field(default_factory=set)
     """Folders on another file system, not entered."""
-    excluded: tuple[bytes, ...]
+    excluded: set[bytes] = field(default_factory=set)
     """Names that a pattern left out, the topmost only."""
-
-    linked: tuple[Found, ...]
+    linked: set[bytes] = field(default_factory=set)
     """Files that have further names, here or elsewhere."""
 
     def links(self) -> dict[bytes, bytes]:
         """The further names of hard-linked files, each with the first name (in byte order) of its file."""
         groups: dict[tuple[int, int], list[bytes]] = {}
-        for found in self.linked:
-            groups.setdefault((found.dev, found.ino), []).append(found.path)
+        for path in self.linked:
+            found = self.names[path]
+            groups.setdefault((found.dev, found.ino), []).append(path)
         return {path: first for first, *others in map(sorted, groups.values()) for path in others}
 
+    def refresh(self, paths: Iterable[bytes], renewed: Iterable[bytes], entered: Entered) -> set[bytes]:
+        """Look again at these names, at those of ``renewed`` that are folders with all below them, and at every file
+        that has several names. Returns the paths that were looked at. Raises as ``walk``."""
+        return _Look(self, entered).again(set(paths), set(renewed))
 
-def walk(root: Path, exclude: Iterable[str] = ()) -> Scan:
+
+def walk(root: Path, exclude: Iterable[str] = (), entered: Entered = lambda folder, path: None) -> Scan:
     """Look at every name below ``root`` (and the root itself).
 
     A pattern of ``exclude`` (as in ``fnmatch``, ``*`` also matches ``/``) is held against each relative path; a folder
     that matches is left out with all below it. What disappears meanwhile is left out quietly. Raises ``CaptureFailed``
     naming what cannot be read.
     """
-    return _Walk(root, _matcher(exclude)).run()
+    scan = Scan(root, _matcher(exclude))
+    _Look(scan, entered).at_all()
+    return scan
 
 
 def looks_like_database(root: Path) -> str:
@@ -125,80 +139,172 @@ def sync(folder: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-class _Walk:
-    """Depth first, with one descriptor open for each folder between the root and the present one."""
+class _Look:
+    """Depth first, with one descriptor open for each folder between the beginning and the present one."""
 
-    def __init__(self, root: Path, left_out: Callable[[bytes], bool] | None) -> None:
-        self._root = root
-        self._left_out = left_out
-        self._names: dict[bytes, Found] = {}
-        self._sockets = 0
-        self._mounts: list[bytes] = []
-        self._excluded: list[bytes] = []
-        self._linked: list[Found] = []
+    def __init__(self, scan: Scan, entered: Entered) -> None:
+        self._scan, self._entered = scan, entered
         self._chain: list[int] = []
         self._pending: list[tuple[int, bytes]] = []
+        self._looked: set[bytes] = set()
         self._device = 0
 
-    def run(self) -> Scan:
+    def at_all(self) -> None:
+        root = self._scan.root
         try:
-            self._chain.append(os.open(self._root, FOLDER_FLAGS & ~os.O_NOFOLLOW))
-            status = os.fstat(self._chain[0])
-            self._device = status.st_dev
-            top = from_stat(b"", status, self._device)
-            assert top is not None
-            self._names[b""] = top
-            self._list(b"", 0)
+            folder = os.open(root, FOLDER_FLAGS & ~os.O_NOFOLLOW)
+            self._device = os.fstat(folder).st_dev
+            self._below(folder, b"")
+        except OSError as error:
+            raise errors.CaptureFailed(f"{root} cannot be read: {error.strerror}") from error
+
+    def again(self, paths: set[bytes], renewed: set[bytes]) -> set[bytes]:
+        looked: set[bytes] = set()
+        self._looked = looked
+        with Folders(self._scan.root) as folders:
+            self._device = folders.device
+            numbers = self._these(folders, sorted(paths | renewed | self._scan.linked), renewed)
+            if numbers:  # the other names of these files have changed without anybody saying so
+                names = self._scan.names.items()
+                others = [path for path, found in names if found.ino in numbers and path not in looked]
+                self._these(folders, others, set())
+        return looked
+
+    def _these(self, folders: Folders, paths: list[bytes], renewed: set[bytes]) -> set[int]:
+        """Look at these, a folder before what is in it; the inodes of files that have, or had, several names."""
+        names = self._scan.names
+        now = {path: self._status(folders, path) for path in paths if not self._hidden(folders, path)}
+        known = {path: names.get(path) for path in now}
+        gone = {
+            path
+            for path, was in known.items()
+            if was is not None and was.kind == "dir" and (path in renewed or not _is_same_folder(was, now[path][0]))
+        }
+        self._forget_below(gone)
+        for path, (found, there) in now.items():
+            if path in self._looked:
+                continue
+            self._forget(path)
+            was = known[path]
+            if there and self._note(path, found) and (was is None or was.kind != "dir" or path in gone):
+                self._enter_at(folders, path)
+        both = (found for path in now for found in (known[path], names.get(path)))
+        return {found.ino for found in both if found is not None and found.nlink > 1}
+
+    def _status(self, folders: Folders, path: bytes) -> tuple[Found | None, bool]:
+        """What is there, as far as it is captured, and whether anything is."""
+        try:
+            if not path:
+                return from_stat(b"", os.fstat(folders.root), self._device), True
+            folder, name = folders.parent(path)
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            target = os.readlink(name, dir_fd=folder) if stat.S_ISLNK(status.st_mode) else b""
+            return from_stat(path, status, self._device, target), True
+        except OSError as error:
+            if error.errno in GONE:
+                return None, False
+            raise unreadable(path, self._scan.root, error) from error
+
+    def _enter_at(self, folders: Folders, path: bytes) -> None:
+        folder, name = folders.parent(path)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            opened = os.open(name, FOLDER_FLAGS, dir_fd=folder)
+            self._chain = []
+            self._below(opened, path)
+
+    def _hidden(self, folders: Folders, path: bytes) -> bool:
+        """It is ours, or left out by a pattern; what is below such a folder nobody would have watched."""
+        scan = self._scan
+        if scan.left_out is None or not path or not scan.left_out(path):
+            return path.startswith(WORK_PREFIX)
+        if self._status(folders, path)[1]:
+            scan.excluded.add(path)
+        else:
+            scan.excluded.discard(path)
+        return True
+
+    def _forget(self, path: bytes) -> None:
+        scan = self._scan
+        scan.names.pop(path, None)
+        for each in (scan.linked, scan.sockets, scan.mounts):
+            each.discard(path)
+
+    def _forget_below(self, folders: set[bytes]) -> None:
+        prefixes = tuple(path + b"/" for path in folders)
+        if prefixes:
+            for path in [each for each in self._scan.names if each.startswith(prefixes)]:
+                self._forget(path)
+            self._scan.excluded = {each for each in self._scan.excluded if not each.startswith(prefixes)}
+
+    def _below(self, folder: int, path: bytes) -> None:
+        """List an open folder and all below it; the descriptor is ours to close."""
+        self._chain.append(folder)
+        try:
+            if not path:
+                top = from_stat(b"", os.fstat(folder), self._device)
+                assert top is not None
+                self._scan.names[b""] = top
+            self._list(path, 0)
             while self._pending:
                 self._enter(*self._pending.pop())
-        except OSError as error:
-            raise errors.CaptureFailed(f"{self._root} cannot be read: {error.strerror}") from error
         finally:
-            for folder in self._chain:
-                os.close(folder)
-        return Scan(self._names, self._sockets, tuple(self._mounts), tuple(self._excluded), tuple(self._linked))
+            for each in self._chain:
+                os.close(each)
 
     def _enter(self, depth: int, path: bytes) -> None:
         while len(self._chain) > depth:
             os.close(self._chain.pop())
         try:
             self._chain.append(os.open(path.rpartition(b"/")[2], FOLDER_FLAGS, dir_fd=self._chain[-1]))
-            self._list(path + b"/", depth)
+            self._list(path, depth)
         except OSError as error:
             if error.errno not in GONE:
-                raise unreadable(path, self._root, error) from error
-            self._names.pop(path, None)
+                raise unreadable(path, self._scan.root, error) from error
+            self._scan.names.pop(path, None)
 
-    def _list(self, prefix: bytes, depth: int) -> None:
-        folder = self._chain[depth]
-        names, left_out = self._names, self._left_out
+    def _list(self, path: bytes, depth: int) -> None:
+        folder, scan = self._chain[depth], self._scan
+        self._entered(folder, path)
+        prefix = path + b"/" if path else b""
         with os.scandir(folder) as listing:
             for item in listing:
                 name = item.name.encode(_ENCODING, "surrogateescape")
-                path = prefix + name
-                if left_out is not None and left_out(path):
-                    self._excluded.append(path)
+                below = prefix + name
+                if scan.left_out is not None and scan.left_out(below):
+                    scan.excluded.add(below)
                     continue
                 if not prefix and name.startswith(WORK_PREFIX):
                     continue
                 try:
                     target = os.readlink(name, dir_fd=folder) if item.is_symlink() else b""
-                    found = from_stat(path, item.stat(follow_symlinks=False), self._device, target)
+                    found = from_stat(below, item.stat(follow_symlinks=False), self._device, target)
                 except FileNotFoundError:
                     continue
                 except OSError as error:
-                    raise unreadable(path, self._root, error) from error
-                if found is None:
-                    self._sockets += 1
-                elif found.kind != "dir":
-                    names[path] = found
-                    if found.nlink > 1 and found.kind == "file":
-                        self._linked.append(found)
-                elif found.dev:
-                    self._mounts.append(path)
-                else:
-                    names[path] = found
-                    self._pending.append((depth + 1, path))
+                    raise unreadable(below, scan.root, error) from error
+                if self._note(below, found):
+                    self._pending.append((depth + 1, below))
+
+    def _note(self, path: bytes, found: Found | None) -> bool:
+        """Whether it is a folder to enter."""
+        scan = self._scan
+        self._looked.add(path)
+        if found is None:
+            scan.sockets.add(path)
+        elif found.kind != "dir":
+            scan.names[path] = found
+            if found.nlink > 1 and found.kind == "file":
+                scan.linked.add(path)
+        elif found.dev:
+            scan.mounts.add(path)
+        else:
+            scan.names[path] = found
+            return True
+        return False
+
+
+def _is_same_folder(was: Found, now: Found | None) -> bool:
+    return now is not None and (now.kind, now.ino, now.dev) == (was.kind, was.ino, was.dev)
 
 
 def _matcher(patterns: Iterable[str]) -> Callable[[bytes], bool] | None:

@@ -16,6 +16,7 @@ from typing import BinaryIO, Final
 from msgspec import structs
 
 from cosmos_coherence import errors
+from cosmos_coherence.drivers import open_files
 from cosmos_coherence.drivers.folders import GONE, Folders, Runs, data_runs, from_stat, open_file, xattrs, xattrs_at
 from cosmos_coherence.model import Copied, Fingerprint, Found, Gap, Part, SourceRef
 from cosmos_coherence.parts import Sink, TreeWriter
@@ -23,6 +24,7 @@ from cosmos_coherence.sources import tree_print, tree_read, tree_scan
 from cosmos_coherence.sources.config_restore import ConfigRestorer
 from cosmos_coherence.sources.tree_restore import TreeRestorer
 from cosmos_coherence.sources.tree_scan import Scan
+from cosmos_coherence.sources.tree_watch import Watch
 
 __all__ = ["ConfigRestorer", "TreeRestorer", "TreeSource"]
 
@@ -33,6 +35,8 @@ _FILE_COST: Final = 4096
 """Opening a file takes about as long as reading this many bytes; without it a million empty files would look small."""
 _AT_ONCE: Final = _MIB // 2
 """A file up to this size is read in one call."""
+_MANY: Final = 5_000
+"""From so many names on a walk takes longer than the kernel's word."""
 _IN_MEMORY: Final = 32 * _MIB
 """What the anchor reads is kept in memory up to here, then in a temporary file."""
 
@@ -46,10 +50,12 @@ class TreeSource:
     """
 
     def __init__(
-        self, ref: SourceRef, root: Path, *, spool: Path, settle_bytes: int = 8 * _MIB, rounds: int = 5
-    ) -> None:
+        self, ref: SourceRef, root: Path, *, spool: Path, settle_bytes: int = 8 * _MIB, rounds: int = 5,
+        many: int = _MANY,
+    ) -> None:  # fmt: skip
+        """Where there are ``many`` names, what has changed is not found by walking again but told by the kernel."""
         self._ref, self._root, self._spool = ref, root, spool
-        self._settle_bytes, self._rounds = settle_bytes, rounds
+        self._settle_bytes, self._rounds, self._many = settle_bytes, rounds, many
         self._tree: TreeWriter | None = None
         self._taken: dict[bytes, Copied] = {}
         """What was read of each name. A later walk that finds it as it was then need not read it again..."""
@@ -63,6 +69,10 @@ class TreeSource:
         """
         self._added: set[bytes] = set()
         self._scan: Scan | None = None
+        self._watch: Watch | None = None
+        """Knows what has changed since ``_scan``; None where that takes a walk."""
+        self._suspects: set[bytes] = set()
+        """Names that may have changed though nothing may have told."""
         self._links: dict[bytes, bytes] = {}
         self._held: _Held | None = None
         self._restless: list[bytes] = []
@@ -79,10 +89,12 @@ class TreeSource:
         if self._scan is None:
             return ()
         of = f"of {self._ref.part}"
-        gaps = [Gap(f"{tree_scan.show(path)} {of}", "it lies on another file system") for path in self._scan.mounts]
+        gaps = [
+            Gap(f"{tree_scan.show(path)} {of}", "it lies on another file system") for path in sorted(self._scan.mounts)
+        ]
         why = "it changed while the writers were held: something outside the stack writes to it"
         gaps += [Gap(f"{tree_scan.show(path)} {of}", why) for path in self._restless]
-        if excluded := self._scan.excluded:
+        if excluded := sorted(self._scan.excluded):
             size = tree_scan.size_of(self._root, excluded)
             gaps.append(Gap(f"{len(excluded)} names {of}", "left out by a pattern", size, chosen=True))
         return tuple(gaps)
@@ -97,21 +109,25 @@ class TreeSource:
             started_ns = time.time_ns()
             with self._reading(b""), Folders(self._root) as folders:
                 tree_scan.sync(folders.root)
-            scan = tree_scan.walk(self._root, self._ref.exclude)
-            _refuse_live_postgres(self._root, scan)
-            if self._copy(scan, started_ns, self._tree) < self._settle_bytes:
+            changed = self._look_around(watch=True)
+            assert self._scan is not None
+            _refuse_live_postgres(self._root, self._scan)
+            if self._copy(changed, started_ns, self._tree) < self._settle_bytes:
                 break
+        self._suspect()
 
     def anchor(self) -> None:
-        """Fix the tree as it is now: one walk, and whatever is not surely as it was copied. Raises ``CaptureFailed``,
-        or ``NoRoom`` when the spool is full."""
+        """Fix the tree as it is now: look at what may have changed, and read whatever is not surely as it was copied.
+
+        Raises ``CaptureFailed``, or ``NoRoom`` when the spool is full.
+        """
         started_ns = time.time_ns()
         self._anchored_at = datetime.fromtimestamp(started_ns / 1e9, UTC).isoformat(timespec="microseconds")
         self._held = _Held(self._spool)
-        self._scan = tree_scan.walk(self._root, self._ref.exclude)
-        self._links = self._scan.links()
+        changed = self._look_around(watch=False)
+        self._suspects |= {found.path for found in changed}  # nothing tells of them again, should this fail
         with Folders(self._root) as folders:
-            for found in self._unsettled(self._scan, self._links):
+            for found in changed:
                 if found.kind == "file":
                     self._hold(folders, found, started_ns, self._held)
                 elif not self._look(folders, found, started_ns):
@@ -141,7 +157,7 @@ class TreeSource:
             files=(file,),
             volume=self._ref.volume,
             anchored_at=self._anchored_at.replace("+00:00", "Z"),
-            details={"sockets": str(self._scan.sockets)} if self._scan.sockets else {},
+            details={"sockets": str(len(self._scan.sockets))} if self._scan.sockets else {},
             fingerprint=Fingerprint(tree=tree_print.print_of(final)),
         )
 
@@ -152,6 +168,8 @@ class TreeSource:
     def close(self) -> None:
         """Forget what was read."""
         self._forget_anchor()
+        self._stop_watching()
+        self._scan = None
         self._taken.clear()
         self._doubtful.clear()
 
@@ -160,15 +178,57 @@ class TreeSource:
         if self._held is not None:
             for path in self._held.paths():
                 self._taken.pop(path, None)
+            self._suspects.update(self._held.paths())
             self._held.close()
-        self._held = self._scan = None
+        self._held = None
         self._restless = []
 
-    def _unsettled(self, scan: Scan, links: dict[bytes, bytes]) -> Iterator[Found]:
-        known, doubtful = self._taken, self._doubtful
-        for path, found in scan.names.items():
+    def _look_around(self, *, watch: bool) -> list[Found]:
+        """Bring the scan up to date; what of it is not surely as it was copied.
+
+        By what the kernel has told where that is all, else by a walk, with ``watch`` one after which it tells.
+        """
+        changes = self._watch.changes() if self._watch is not None else None
+        if changes is None or self._scan is None:
+            self._stop_watching()
+            many = max(len(self._taken), len(self._scan.names) if self._scan is not None else 0)
+            if watch and many >= self._many:
+                with self._reading(b""), Folders(self._root) as folders:
+                    self._watch = Watch(folders.root)
+            entered = self._watch.entered if self._watch is not None else lambda folder, path: None
+            self._scan = tree_scan.walk(self._root, self._ref.exclude, entered)
+            looked: Iterable[bytes] = self._scan.names
+        else:
+            assert self._watch is not None
+            told = changes.names | self._suspects
+            looked = self._scan.refresh(told, changes.folders, self._watch.entered)
+        self._links = self._scan.links()
+        return list(self._unsettled(self._scan, looked))
+
+    def _suspect(self) -> None:
+        """Before the hold: who has a file open may have it mapped, and then writes without anything being told."""
+        if self._watch is None or self._scan is None:
+            return
+        inodes = open_files.writable_inodes()
+        if inodes is None:
+            self._stop_watching()
+            return
+        self._suspects |= {path for path, found in self._scan.names.items() if found.ino in inodes}
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        self._watch = None
+        self._suspects.clear()
+
+    def _unsettled(self, scan: Scan, looked: Iterable[bytes]) -> Iterator[Found]:
+        known, doubtful, links = self._taken, self._doubtful, self._links
+        for path in looked:
+            found = scan.names.get(path)
+            if found is None or path in links:
+                continue
             taken = known.get(path)
-            if (taken is None or taken.found != found or path in doubtful) and path not in links:
+            if taken is None or taken.found != found or path in doubtful:
                 yield found
 
     def _take(self, copied: Copied, started_ns: int) -> None:
@@ -179,10 +239,9 @@ class TreeSource:
         else:
             self._doubtful.add(path)
 
-    def _copy(self, scan: Scan, started_ns: int, tree: TreeWriter) -> int:
+    def _copy(self, unsettled: list[Found], started_ns: int, tree: TreeWriter) -> int:
         """One round of the pre-copy; returns what it cost, in bytes."""
-        links = scan.links()
-        unsettled = list(self._unsettled(scan, links))
+        assert self._scan is not None
         cost = _FILE_COST * len(unsettled)
         files = {found.path: found for found in unsettled if found.kind == "file"}
         for copied in tree.add_small(self._root, [path for path, found in files.items() if found.size <= _AT_ONCE]):
@@ -198,9 +257,15 @@ class TreeSource:
                     self._look(folders, found, started_ns)
                 elif found.path in files:
                     cost += self._add(folders, found, started_ns, tree)
-        for path in self._taken.keys() - (scan.names.keys() - links.keys()):
+        for path in self._taken.keys() - (self._scan.names.keys() - self._links.keys()):
             del self._taken[path]
+        # One that was not read, or was written while it was, may not be told of again.
+        self._suspects = {found.path for found in unsettled if self._is_unsure(found)}
         return cost
+
+    def _is_unsure(self, found: Found) -> bool:
+        taken = self._taken.get(found.path)
+        return taken is None or taken.found != found or found.path in self._doubtful
 
     def _add(self, folders: Folders, found: Found, started_ns: int, tree: TreeWriter) -> int:
         with self._opened(folders, found) as (file, copied):

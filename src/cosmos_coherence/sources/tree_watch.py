@@ -1,0 +1,96 @@
+"""What has changed in a tree since it was walked, without walking again: the kernel tells.
+
+It tells of everything that goes through a system call. Of writes through a mapped file it does not; but whoever maps a
+file has opened it, and keeps it open as long as it is mapped. So a file that was opened since, or that is found open to
+write, counts as one that may have changed: its times are looked at.
+
+What it cannot tell: that a file was written through a further name (a hard link) which was made after the walk and is
+gone again. The next backup, which begins with a walk, sees it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final, NamedTuple
+
+import inotify_simple
+from inotify_simple import flags
+
+from cosmos_coherence.drivers.folders import link_place
+
+_MASK: Final = int(
+    flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE | flags.OPEN | flags.CREATE | flags.DELETE | flags.MOVED_FROM
+    | flags.MOVED_TO | flags.ONLYDIR
+)  # fmt: skip
+_LOST: Final = int(flags.Q_OVERFLOW | flags.UNMOUNT)
+_RENEWED: Final = int(flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO)
+_LOCAL: Final = frozenset(
+    {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0x2FC12FC1}  # ext, xfs, btrfs, tmpfs, f2fs, zfs
+)
+"""File systems (``statfs``'s magic numbers) that nobody changes but through this kernel."""
+
+
+class Changes(NamedTuple):
+    """Paths that may have changed."""
+
+    names: set[bytes]
+    folders: set[bytes]
+    """Those that came, went or were replaced, so that everything below them may have changed."""
+
+
+class Watch:
+    """``entered`` is called with every open folder before it is listed. Where it cannot know, ``changes`` says so."""
+
+    def __init__(self, root: int) -> None:
+        """``root`` is the open root."""
+        self._notify = inotify_simple.INotify(nonblocking=True) if _magic(root) in _LOCAL else None
+        self._folders: dict[int, bytes] = {}
+
+    def entered(self, folder: int, path: bytes) -> None:
+        """From now on what changes in this open folder is noticed, under this path."""
+        if self._notify is not None:
+            try:
+                self._folders[self._notify.add_watch(link_place(folder, b"."), _MASK)] = path
+            except OSError:  # more folders than may be watched
+                self.close()
+
+    def changes(self) -> Changes | None:
+        """What has changed since it was last asked; None when that is not known any more."""
+        if self._notify is None:
+            return None
+        found = Changes(set(), set())
+        while events := self._notify.read(timeout=0):
+            for event in events:
+                if event.mask & _LOST:
+                    self.close()
+                    return None
+                above = self._folders.get(event.wd)
+                if above is None:
+                    continue
+                if event.mask & flags.IGNORED:  # the folder has gone, as the one that held it tells
+                    del self._folders[event.wd]
+                    continue
+                is_folder = event.mask & flags.ISDIR
+                if is_folder and event.mask & flags.OPEN:
+                    continue
+                name = os.fsencode(event.name)
+                path = above + b"/" + name if above and name else above or name
+                renewed = event.mask & _RENEWED
+                (found.folders if is_folder and renewed else found.names).add(path)
+                if renewed:  # which gives the folder another time without a word
+                    found.names.add(above)
+        return found
+
+    def close(self) -> None:
+        """Nothing is noticed any more. May be called again."""
+        if self._notify is not None:
+            self._notify.close()
+        self._notify = None
+
+
+def _magic(folder: int) -> int:
+    room = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None, use_errno=True).fstatfs(folder, room) != 0:
+        return 0
+    return int.from_bytes(room.raw[:8], "little") & 0xFFFFFFFF
