@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final
 
 from cosmos_coherence import errors
@@ -102,6 +103,12 @@ def backup_id(snapshot: Snapshot) -> str | None:
     """The id of the backup that a snapshot is, None for a snapshot of somebody else."""
     tags = snapshot.tags or ()
     return next((tag[len(_ID) :] for tag in tags if tag.startswith(_ID)), None) if OURS in tags else None
+
+
+def time_ns(identity: str) -> int:
+    """The second in which the backup of that id began."""
+    made = datetime.strptime(identity[: len("YYYYMMDD_HHMMSS")], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+    return int(made.timestamp()) * 1_000_000_000
 
 
 def tags_of(identity: str, *, safety: bool, complete: bool, tags: Iterable[str]) -> list[str]:

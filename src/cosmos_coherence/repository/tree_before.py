@@ -7,7 +7,7 @@ from typing import Final
 from cosmos_coherence import errors
 from cosmos_coherence.drivers import folders as disk
 from cosmos_coherence.model import Copied, Found
-from cosmos_coherence.repository import collection
+from cosmos_coherence.repository import collection, layout
 from cosmos_coherence.repository.reader import RepositoryReader
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.snapshots import Listed
@@ -21,9 +21,10 @@ _TICK_NS: Final = 20_000_000
 def before_of(repository: Repository, parent: Listed, name: str, cache: TreeCache | None) -> Before:
     """The names of the tree in the last backup that can be trusted.
 
-    A change time that is not older than that backup proves nothing: what was written within the same tick of the clock
-    looks the same. Nor does a name whose content the repository has lost. A parent that cannot be read any more is no
-    parent.
+    A change time that is not older than the beginning of that backup proves nothing. What was written within the same
+    tick of the clock looks the same, and so does what is written through a mapped page that is dirty already; after the
+    sync that every backup begins with, none is. Nor does a name whose content the repository has lost. A parent that
+    cannot be read any more is no parent.
     """
     with collection.paused():
         known = cache.load(parent.id, name) if cache is not None else None
@@ -32,7 +33,12 @@ def before_of(repository: Repository, parent: Listed, name: str, cache: TreeCach
                 known = _read(repository, parent, name)
             except (errors.Damaged, errors.NotFound):
                 return NOTHING
-        return _trusted(repository, known, parent.snapshot.time_ns - _TICK_NS)
+        return _trusted(repository, known, _began_ns(parent) - _TICK_NS)
+
+
+def _began_ns(parent: Listed) -> int:
+    identity = layout.backup_id(parent.snapshot)
+    return min(parent.snapshot.time_ns, layout.time_ns(identity)) if identity else 0
 
 
 def _trusted(repository: Repository, known: Before, before_ns: int) -> Before:

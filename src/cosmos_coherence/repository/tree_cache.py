@@ -2,15 +2,19 @@
 
 Nothing depends on it. It belongs to one snapshot; one that is missing, of another snapshot or damaged counts as none,
 and the trees in the repository say the same, only slower.
+
+A file is a run of frames, each with its length before it in four bytes, and the SHA-256 of all that in the end. It is
+written and read frame by frame, so that it costs no memory beyond the names themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -20,21 +24,25 @@ from cosmos_coherence.repository.tree_writer import Before
 from cosmos_coherence.storage import local
 
 _DIGEST_SIZE: Final = 32
+_LENGTH_SIZE: Final = 4
+_TOGETHER: Final = 4096
+"""Names in a frame."""
+_PIECE: Final = 1 << 20
 
 
-class _State(msgspec.Struct, array_like=True, gc=False):
+class _Head(msgspec.Struct, array_like=True):
     snapshot: str
     name: str
-    names: list[Copied]
     large: dict[bytes, tuple[str, ...]]
     folders: dict[bytes, tuple[str, int]]
 
 
-_decode: Final = msgspec.msgpack.Decoder(_State).decode
+_head: Final = msgspec.msgpack.Decoder(_Head).decode
+_names: Final = msgspec.msgpack.Decoder(list[Copied]).decode
 
 
 class TreeCache:
-    """Such states in a private folder, which is made when needed; those of one stack in one repository."""
+    """Such states of one stack in a private folder, which is made when needed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -42,28 +50,64 @@ class TreeCache:
     def load(self, snapshot: str, name: str) -> Before | None:
         """The tree as that snapshot has it; None when nothing is known."""
         try:
-            plain = self._file(name).read_bytes()
-            body = memoryview(plain)[_DIGEST_SIZE:]
-            if hashlib.sha256(body).digest() != plain[:_DIGEST_SIZE]:
-                return None
-            state = _decode(body)
-        except (OSError, msgspec.MsgspecError, RecursionError):
+            with self._file(name).open("rb") as file:
+                frames = _frames(file, _checked(file))
+                head = _head(next(frames))
+                if (head.snapshot, head.name) != (snapshot, name):
+                    return None
+                names = {each.found.path: each for frame in frames for each in _names(frame)}
+        except (OSError, ValueError, StopIteration, msgspec.MsgspecError, RecursionError):
             return None
-        if (state.snapshot, state.name) != (snapshot, name):
-            return None
-        return Before({each.found.path: each for each in state.names}, state.large, state.folders)
+        return Before(names, head.large, head.folders)
 
     def save(self, snapshot: str, states: Mapping[str, Before]) -> None:
-        """Keep the trees of a snapshot. Never raises: without room there is no cache."""
+        """Keep the trees of a snapshot, and no others. Never raises: without room there is no cache."""
         with contextlib.suppress(errors.CosmosError, OSError):
             local.make_private(self._folder)
             for useless in set(self._folder.iterdir()) - {self._file(name) for name in states}:
                 useless.unlink()
             for name, state in states.items():
-                body = msgspec.msgpack.encode(
-                    _State(snapshot, name, list(state.names.values()), dict(state.large), dict(state.folders))
-                )
-                local.write_atomically(self._file(name), hashlib.sha256(body).digest() + body)
+                self._save(_Head(snapshot, name, dict(state.large), dict(state.folders)), state.names)
+
+    def _save(self, head: _Head, names: Mapping[bytes, Copied]) -> None:
+        new = self._file(head.name).with_suffix(".new")
+        new.unlink(missing_ok=True)
+        with open(local.create(new), "wb") as file:  # noqa: PTH123 - a descriptor
+            digest = hashlib.sha256()
+
+            def put(frame: bytes) -> None:
+                for piece in (len(frame).to_bytes(_LENGTH_SIZE, "little"), frame):
+                    digest.update(piece)
+                    file.write(piece)
+
+            put(msgspec.msgpack.encode(head))
+            left = iter(names.values())
+            while some := list(islice(left, _TOGETHER)):
+                put(msgspec.msgpack.encode(some))
+            file.write(digest.digest())
+        local.publish(new, self._file(head.name))
 
     def _file(self, name: str) -> Path:
         return self._folder / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _checked(file: BinaryIO) -> int:
+    """How many bytes of frames there are. ``ValueError`` when they are not what was written."""
+    size = file.seek(0, 2) - _DIGEST_SIZE
+    file.seek(0)
+    digest, left = hashlib.sha256(), size
+    while left > 0:
+        piece = file.read(min(left, _PIECE))
+        digest.update(piece)
+        left -= len(piece) or left
+    if size < 0 or file.read() != digest.digest():
+        raise ValueError("damaged")
+    file.seek(0)
+    return size
+
+
+def _frames(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size > 0:
+        length = int.from_bytes(file.read(_LENGTH_SIZE), "little")
+        yield file.read(length)
+        size -= _LENGTH_SIZE + length

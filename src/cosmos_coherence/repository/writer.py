@@ -8,7 +8,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -93,7 +92,7 @@ class RepositoryWriter:
             stream.cancel()
             raise
         self._added.update(content.blobs)
-        self._put(steps, layout.file_node(steps[-1], content.blobs, content.size, _time_ns(self.id)))
+        self._put(steps, layout.file_node(steps[-1], content.blobs, content.size, layout.time_ns(self.id)))
 
     def tree(self, name: str) -> TreeWriter:
         """As ``parts.Sink`` says; what the last backup of this stack holds of the tree is known."""
@@ -116,7 +115,7 @@ class RepositoryWriter:
         """Store the manifest and the trees of the snapshot; everything is on the disk and in an index then."""
         assert manifest.id == self.id, f"the manifest of {manifest.id} for the backup {self.id}"
         held = {file.path for part in manifest.parts for file in part.files}
-        time_ns = _time_ns(self.id)
+        time_ns = layout.time_ns(self.id)
         for name, finished in self._finished.items():
             if finished.sums and "/".join(tree_steps(name)) in held:
                 self._text((layout.SUMS, *tree_steps(name)), layout.encode_sums(finished.sums), time_ns)
@@ -240,8 +239,3 @@ class _Stream:
             self._content = store(joined(iter(self._queue.get, b"")))
         except BaseException as error:  # noqa: BLE001 - raised again by whoever writes or closes
             self._failure = error
-
-
-def _time_ns(backup_id: str) -> int:
-    made = datetime.strptime(backup_id[: len("YYYYMMDD_HHMMSS")], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
-    return int(made.timestamp()) * 1_000_000_000

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,8 @@ class Scan:
     """Names that a pattern left out, the topmost only."""
     linked: set[bytes] = field(default_factory=set)
     """Files that have further names, here or elsewhere."""
+    known: Mapping[bytes, Copied] = field(default_factory=dict)
+    """Names that look as they do here are these very records: a tree need not be in memory twice."""
 
     def links(self) -> dict[bytes, bytes]:
         """The further names of hard-linked files, each with the first name (in byte order) of its file."""
@@ -65,14 +67,19 @@ class Scan:
         return _Look(self, entered).again(set(paths), set(renewed))
 
 
-def walk(root: Path, exclude: Iterable[str] = (), entered: Entered = lambda folder, path: None) -> Scan:
+def walk(
+    root: Path,
+    exclude: Iterable[str] = (),
+    entered: Entered = lambda folder, path: None,
+    known: Mapping[bytes, Copied] | None = None,
+) -> Scan:
     """Look at every name below ``root`` (and the root itself).
 
     A pattern of ``exclude`` (as in ``fnmatch``, ``*`` also matches ``/``) is held against each relative path; a folder
     that matches is left out with all below it. What disappears meanwhile is left out quietly. Raises ``CaptureFailed``
     naming what cannot be read.
     """
-    scan = Scan(root, _matcher(exclude))
+    scan = Scan(root, _matcher(exclude), known=known or {})
     _Look(scan, entered).at_all()
     return scan
 
@@ -146,7 +153,7 @@ class _Look:
         self._scan, self._entered = scan, entered
         self._chain: list[int] = []
         self._pending: list[tuple[int, bytes]] = []
-        self._looked: set[bytes] = set()
+        self._looked: set[bytes] | None = None
         self._device = 0
 
     def at_all(self) -> None:
@@ -181,8 +188,9 @@ class _Look:
             if was is not None and was.kind == "dir" and (path in renewed or not _is_same_folder(was, now[path][0]))
         }
         self._forget_below(gone)
+        looked = self._looked or set()
         for path, (found, there) in now.items():
-            if path in self._looked:
+            if path in looked:
                 continue
             self._forget(path)
             was = known[path]
@@ -288,7 +296,11 @@ class _Look:
     def _note(self, path: bytes, found: Found | None) -> bool:
         """Whether it is a folder to enter."""
         scan = self._scan
-        self._looked.add(path)
+        if self._looked is not None:
+            self._looked.add(path)
+        if (known := scan.known.get(path)) is not None and known.found == found:
+            found = known.found
+            path = found.path
         if found is None:
             scan.sockets.add(path)
         elif found.kind != "dir":

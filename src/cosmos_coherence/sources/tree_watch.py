@@ -25,9 +25,8 @@ _MASK: Final = int(
 )  # fmt: skip
 _LOST: Final = int(flags.Q_OVERFLOW | flags.UNMOUNT)
 _RENEWED: Final = int(flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO)
-_LOCAL: Final = frozenset(
-    {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0x2FC12FC1}  # ext, xfs, btrfs, tmpfs, f2fs, zfs
-)
+_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs
+_LOCAL: Final = _MEMORY | {0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x2FC12FC1}  # ext, xfs, btrfs, f2fs, zfs
 """File systems (``statfs``'s magic numbers) that nobody changes but through this kernel."""
 
 
@@ -37,6 +36,8 @@ class Changes(NamedTuple):
     names: set[bytes]
     folders: set[bytes]
     """Those that came, went or were replaced, so that everything below them may have changed."""
+    opened: set[bytes]
+    """What somebody, be it ourselves, has opened, and nothing else was told of yet."""
 
 
 class Watch:
@@ -59,7 +60,7 @@ class Watch:
         """What has changed since it was last asked; None when that is not known any more."""
         if self._notify is None:
             return None
-        found = Changes(set(), set())
+        found = Changes(set(), set(), set())
         while events := self._notify.read(timeout=0):
             for event in events:
                 if event.mask & _LOST:
@@ -76,6 +77,9 @@ class Watch:
                     continue
                 name = os.fsencode(event.name)
                 path = above + b"/" + name if above and name else above or name
+                if event.mask == flags.OPEN:
+                    found.opened.add(path)
+                    continue
                 renewed = event.mask & _RENEWED
                 (found.folders if is_folder and renewed else found.names).add(path)
                 if renewed:  # which gives the folder another time without a word
@@ -87,6 +91,11 @@ class Watch:
         if self._notify is not None:
             self._notify.close()
         self._notify = None
+
+
+def is_memory(folder: int) -> bool:
+    """Whether this open folder's files lie in memory only: writing to one that is mapped never moves its times."""
+    return _magic(folder) in _MEMORY
 
 
 def _magic(folder: int) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,9 +20,10 @@ from cosmos_coherence.model import Copied, Fingerprint, Found, Gap, Part, Source
 from cosmos_coherence.parts import Sink, TreeWriter
 from cosmos_coherence.sources import tree_print, tree_read, tree_scan
 from cosmos_coherence.sources.config_restore import ConfigRestorer
+from cosmos_coherence.sources.tree_held import Held
 from cosmos_coherence.sources.tree_restore import TreeRestorer
 from cosmos_coherence.sources.tree_scan import Scan
-from cosmos_coherence.sources.tree_watch import Watch
+from cosmos_coherence.sources.tree_watch import Watch, is_memory
 
 __all__ = ["ConfigRestorer", "TreeRestorer", "TreeSource"]
 
@@ -37,8 +36,6 @@ _AT_ONCE: Final = _MIB // 2
 """A file up to this size is read in one call."""
 _MANY: Final = 5_000
 """From so many names on a walk takes longer than the kernel's word."""
-_IN_MEMORY: Final = 32 * _MIB
-"""What the anchor reads is kept in memory up to here, then in a temporary file."""
 
 
 class TreeSource:
@@ -73,8 +70,12 @@ class TreeSource:
         """Knows what has changed since ``_scan``; None where that takes a walk."""
         self._suspects: set[bytes] = set()
         """Names that may have changed though nothing may have told."""
+        self._renewed: set[bytes] = set()
+        """Folders with all below them, likewise."""
+        self._timeless = False
+        """No time tells whether a file was written: it is so when it was told, or when somebody may write unseen."""
         self._links: dict[bytes, bytes] = {}
-        self._held: _Held | None = None
+        self._held: Held | None = None
         self._restless: list[bytes] = []
         self._anchored_at = ""
 
@@ -104,7 +105,10 @@ class TreeSource:
         self._forget_anchor()
         if self._tree is None:
             self._tree = sink.tree(f"volumes/{self._ref.volume}" if self._ref.kind == "volume" else self._ref.part)
-            self._taken = {known.found.path: known for known in self._tree.known()}
+            with self._reading(b""), Folders(self._root) as folders:
+                self._timeless = is_memory(folders.root)
+            if not self._timeless:
+                self._taken = {known.found.path: known for known in self._tree.known()}
         for _ in range(self._rounds):
             started_ns = time.time_ns()
             with self._reading(b""), Folders(self._root) as folders:
@@ -123,7 +127,7 @@ class TreeSource:
         """
         started_ns = time.time_ns()
         self._anchored_at = datetime.fromtimestamp(started_ns / 1e9, UTC).isoformat(timespec="microseconds")
-        self._held = _Held(self._spool)
+        self._held = Held(self._spool)
         changed = self._look_around(watch=False)
         self._suspects |= {found.path for found in changed}  # nothing tells of them again, should this fail
         with Folders(self._root) as folders:
@@ -192,27 +196,31 @@ class TreeSource:
         if changes is None or self._scan is None:
             self._stop_watching()
             many = max(len(self._taken), len(self._scan.names) if self._scan is not None else 0)
-            if watch and many >= self._many:
+            if watch and (many >= self._many or self._timeless):
                 with self._reading(b""), Folders(self._root) as folders:
                     self._watch = Watch(folders.root)
             entered = self._watch.entered if self._watch is not None else lambda folder, path: None
-            self._scan = tree_scan.walk(self._root, self._ref.exclude, entered)
+            self._scan = tree_scan.walk(self._root, self._ref.exclude, entered, self._taken)
             looked: Iterable[bytes] = self._scan.names
         else:
             assert self._watch is not None
             told = changes.names | self._suspects
-            looked = self._scan.refresh(told, changes.folders, self._watch.entered)
+            if not watch:  # what was opened before, and may be written unseen, is among the suspects
+                told |= changes.opened
+            looked = self._scan.refresh(told, changes.folders | self._renewed, self._watch.entered)
+            self._renewed.clear()
         self._links = self._scan.links()
         return list(self._unsettled(self._scan, looked))
 
     def _suspect(self) -> None:
         """Before the hold: who has a file open may have it mapped, and then writes without anything being told."""
-        if self._watch is None or self._scan is None:
-            return
-        inodes = open_files.writable_inodes()
-        if inodes is None:
+        changes = self._watch.changes() if self._watch is not None else None
+        inodes = open_files.writable_inodes() if changes is not None else None
+        if changes is None or inodes is None or self._scan is None:
             self._stop_watching()
             return
+        self._suspects |= changes.names
+        self._renewed |= changes.folders
         self._suspects |= {path for path, found in self._scan.names.items() if found.ino in inodes}
 
     def _stop_watching(self) -> None:
@@ -220,6 +228,7 @@ class TreeSource:
             self._watch.close()
         self._watch = None
         self._suspects.clear()
+        self._renewed.clear()
 
     def _unsettled(self, scan: Scan, looked: Iterable[bytes]) -> Iterator[Found]:
         known, doubtful, links = self._taken, self._doubtful, self._links
@@ -228,7 +237,12 @@ class TreeSource:
             if found is None or path in links:
                 continue
             taken = known.get(path)
-            if taken is None or taken.found != found or path in doubtful:
+            if (
+                taken is None
+                or (taken.found is not found and taken.found != found)
+                or path in doubtful
+                or self._timeless
+            ):
                 yield found
 
     def _take(self, copied: Copied, started_ns: int) -> None:
@@ -286,7 +300,7 @@ class TreeSource:
         runs = [(offset, length, offset) for offset, length in _runs(copied)]
         return tree_read.content(tree_read.OpenFile(file, path, self._root), size, runs)
 
-    def _hold(self, folders: Folders, found: Found, started_ns: int, held: _Held) -> None:
+    def _hold(self, folders: Folders, found: Found, started_ns: int, held: Held) -> None:
         with self._opened(folders, found) as (file, copied):
             if copied is None:
                 raise self._replaced(found)
@@ -336,46 +350,6 @@ class TreeSource:
             f"{tree_scan.show(found.path)} in {self._root} was replaced while the writers were held",
             remedy="Stop what writes there from outside the stack, then run the backup again.",
         )
-
-
-class _Held:
-    """The contents that the anchor read, one after another in one file that has no name."""
-
-    def __init__(self, spool: Path) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(spool))  # noqa: SIM115 - closed by close
-        self._place = spool
-        self._runs: dict[bytes, list[tuple[int, int, int]]] = {}
-        self._room = memoryview(bytearray(_MIB))
-
-    def take(self, path: bytes, source: tree_read.Store, runs: Iterable[tuple[int, int]]) -> None:
-        kept = self._runs[path] = []
-        try:
-            for offset, length in runs:
-                position, done = self._file.tell(), 0
-                while done < length:
-                    got = source.read_at(offset + done, self._room[: length - done])
-                    if got == 0:
-                        break
-                    self._file.write(self._room[:got])
-                    done += got
-                kept.append((offset, done, position))
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise errors.NoRoom(f"no room in {self._place} for what changed last: {error.strerror}") from error
-            raise errors.CaptureFailed(f"{self._place} cannot be written: {error.strerror}") from error
-
-    def paths(self) -> tuple[bytes, ...]:
-        return tuple(self._runs)
-
-    def content(self, path: bytes, size: int) -> BinaryIO:
-        return tree_read.content(self, size, self._runs[path])
-
-    def read_at(self, position: int, room: memoryview) -> int:
-        self._file.seek(position)
-        return int(self._file.readinto(room))
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _runs(copied: Copied) -> Runs:
