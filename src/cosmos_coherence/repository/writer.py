@@ -225,10 +225,13 @@ class _Stream:
 def _before(repository: Repository, parent: Listed, name: str) -> Before:
     """The names of the tree in the last backup that can be trusted to be as they were, unless they look different.
 
-    A change time that is not older than that backup proves nothing: what was written within the same tick of the clock
-    looks the same. A parent that cannot be read any more is no parent.
+    A change time that is not older than the *beginning* of that backup proves nothing: what was written within the same
+    tick of the clock looks the same, and so does what was written through a mapping, up to and after the instant, to a
+    page that was dirty since then. A backup syncs after it began; that brings the times of older dirty pages forward.
+    A parent that cannot be read any more is no parent.
     """
-    trusted_ns = parent.snapshot.time_ns - _TICK_NS
+    identity = layout.backup_id(parent.snapshot)
+    trusted_ns = min(parent.snapshot.time_ns, _time_ns(identity) if identity else 0) - _TICK_NS
     has = repository.index.has
     names: dict[bytes, tuple[Known, Content | None]] = {}
     folders: dict[bytes, tuple[str, int]] = {}
