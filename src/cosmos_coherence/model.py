@@ -85,8 +85,10 @@ class Stack:
     services: tuple[Service, ...] = ()
     volumes: tuple[Volume, ...] = ()
     neighbours: tuple[Service, ...] = ()
-    """Containers outside the project that mount one of its volumes."""
+    """Containers outside the project that mount one of its volumes, or can write to a folder that it writes to."""
     networks: tuple[str, ...] = ()
+    program: str = ""
+    """The container that this program itself runs in, where the engine knows it."""
 
     def service(self, name: str) -> Service | None:
         """The first copy of the service of that name."""
@@ -309,6 +311,8 @@ class Manifest:
     """The Compose files in use, relative to the project's folder, in their order."""
     held: tuple[str, ...] = ()
     """Containers that stood still at the instant."""
+    quiet_ms: Mapping[str, float] = field(default_factory=dict)
+    """Services that were stopped, or held by a command of their own, and for how long; not part of ``pause_ms``."""
     safety: bool = False
     """Made by a restore before it overwrote anything."""
     tags: tuple[str, ...] = ()
@@ -319,6 +323,18 @@ class Manifest:
 
 
 # -------------------------------------------------------------------------------------------------- the cut
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """A service that is held by more than a freeze: it is stopped, or commands of its own run around the cut."""
+
+    service: str
+    before: str = ""
+    """Run in each of its copies before the hold (shell text); empty for none."""
+    after: str = ""
+    """Run in each of them after the release, whatever happened."""
+    stop: bool = False
+
+
 HoldMeans = Literal["cgroup1", "cgroup2", "engine", "signal"]
 
 

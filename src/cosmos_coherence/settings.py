@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,14 @@ def seconds(text: object) -> float:
 
 
 Duration = Annotated[float, BeforeValidator(seconds)]
+
+
+def words(value: object) -> object:
+    """A line, which is all that the environment can hold, as the words that a shell would make of it."""
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
+Command = Annotated[tuple[str, ...], BeforeValidator(words)]
 
 
 class _Table(BaseModel):
@@ -85,7 +94,7 @@ class RepositorySettings(_Table):
     url: str = ""
     """A path, ``s3://bucket/prefix``, ``sftp://user@host/path``, ``rest:https://host/path``."""
     password_file: Path | None = None
-    password_command: tuple[str, ...] = ()
+    password_command: Command = ()
     s3_key_id: str = ""
     s3_secret_file: Path | None = None
     s3_endpoint: str = ""

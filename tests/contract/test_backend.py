@@ -503,6 +503,29 @@ def test_an_agent_opens_an_ssh_server(sshd: servers.Sftp, tmp_path: Path) -> Non
         agent.wait(20)
 
 
+@pytest.mark.parametrize("kind", ["folder", "sftp"])
+def test_folders_that_an_object_store_did_not_hand_on_are_made(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A repository that was copied from there has none that was empty, and an empty mount point becomes none."""
+    if kind == "sftp":
+        server = request.getfixturevalue("sshd")
+        backend: Backend = sftp(server, "handed-on")
+        root = server.folder / "handed-on"
+    else:
+        root = tmp_path / "handed-on"
+        backend = FolderBackend(root)
+    root.mkdir()
+    for each in NAMED:
+        with pytest.raises(errors.NotFound):
+            saved(backend, each, b"nothing is there")
+    assert list(root.iterdir()) == []
+    backend.save("config", "", [b"sealed"])
+    for each in NAMED:
+        assert backend.load(each, saved(backend, each, b"kept")) == b"kept"
+    assert {stat.S_IMODE(path.stat().st_mode) for path in root.rglob("*") if path.is_dir()} == {0o700}
+
+
 def test_over_sftp_files_are_private_and_nothing_else_is_left(sshd: servers.Sftp) -> None:
     backend = sftp(sshd, "private")
     backend.create()

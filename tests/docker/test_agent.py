@@ -33,6 +33,7 @@ def test_a_scheduled_backup(stack: ReferenceStack, capsys: pytest.CaptureFixture
     assert 0 < manifest["pause_ms"] < LIMIT_MS
     assert set(manifest["held"]) == {"cosmos-api", "cosmos-dashboard"}
     assert {part["name"] for part in manifest["parts"]} >= {"postgres/db", "redis/redis", "volumes/api-cache", "config"}
+    assert "files/backups" not in {part["name"] for part in manifest["parts"]}, "a restore would take the backups back"
     # its report reaches the history, and so the API
     told = "SELECT count(*) FROM run WHERE verb = 'backup' AND status = 'done'"
     call = f'docker exec cosmos-db psql -XAtq -U cosmos cosmos_coherence -c "{told}"'

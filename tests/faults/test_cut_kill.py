@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_coherence.cut.hold import release_leftovers
+from cosmos_coherence.cut.hold import STEPS, release_leftovers
 from cosmos_coherence.cut.journal import Journal
 from support import counters
 from support.counters import Counters
 
-POINTS = ["journalled", "armed", "holding", "frozen", "anchor", "anchored", "thawed", "released", "closed"]
+POINTS = [*STEPS, "anchor"]
 LONG_S = 120.0
 """A budget that cannot run out here: what releases the writers is that the program's death was noticed."""
 

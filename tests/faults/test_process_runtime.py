@@ -1,4 +1,4 @@
-"""Every step of a backup and a restore, broken and killed: the data are the old or the new, and the stack runs."""
+"""Faults between the steps, and what only one of them has; ``test_every_step`` breaks each step in every way."""
 
 from __future__ import annotations
 
@@ -20,10 +20,6 @@ from support.faulty import act_at, fail_at
 from support.program import cosmos
 from support.waiting import eventually
 
-UNPUBLISHED = ("recover", "plan", "prepare", "hold", "capture", "pack", "verify", "publish")
-"""The steps of a backup until it is published; ``retention`` is the last one."""
-UNDONE = ("recover", "create", "safety", "stage", "stop", "swap", "compare", "start", "probe")
-"""The steps of a restore from which the way leads back; from ``finish`` on it leads forward."""
 ALL = {"db", "redis", "writer"}
 
 
@@ -59,25 +55,6 @@ def before(stack, archived):
 
 
 # ------------------------------------------------------------------------------------------------ broken steps
-@pytest.mark.parametrize("name", UNPUBLISHED)
-def test_a_backup_that_fails_publishes_nothing(stack, before, name):
-    listed = stack.published()
-    step = fail_at(name)
-    report = stack.backup(step)
-    assert (report.status, report.exit_status, step.left) == ("failed", 1, [])
-    assert f"broken on purpose at {name}" in report.failure.message
-    assert stack.published() == listed
-    assert stack.state() == before
-
-
-def test_a_backup_that_was_published_stays_when_retention_fails(stack, before):
-    step = fail_at("retention")
-    report = stack.backup(step)
-    assert (report.status, step.left) == ("done", [])
-    assert "broken on purpose" in report.notes[-1]
-    assert stack.published()[-1] == report.backup
-
-
 def test_an_archive_that_does_not_read_back_is_not_published(stack, before):
     def damage():
         (packed,) = stack.backups.glob(".*.tar.gz.tmp")
@@ -92,16 +69,6 @@ def test_an_archive_that_does_not_read_back_is_not_published(stack, before):
     report = stack.backup(step)
     assert (report.status, report.exit_status, step.left) == ("failed", 6, {})
     assert stack.published() == listed
-
-
-@pytest.mark.parametrize("name", UNDONE)
-def test_a_restore_that_fails_leaves_the_stack_as_it_was(stack, archived, before, name):
-    step = fail_at(name)
-    report = stack.restore(archived[0], step)
-    assert (report.status, report.exit_status, step.left) == ("failed", 1, [])
-    assert f"broken on purpose at {name}" in report.failure.message
-    assert ("as it was before" in report.failure.message) == (name != "recover")
-    assert stack.state() == before
 
 
 @pytest.mark.parametrize("name", ["safety", "swap", "probe"])
@@ -128,33 +95,6 @@ def test_an_undo_that_fails_is_told_and_is_done_later(stack, archived, before):
 
 
 # ------------------------------------------------------------------------------------------------------- kill -9
-@pytest.mark.parametrize("name", [*UNPUBLISHED, "retention"])
-def test_a_backup_that_is_killed_heals(stack, before, name):
-    listed = stack.published()
-    stack.killed_at(name, "backup")
-    assert (stack.published() == listed) == (name in UNPUBLISHED)
-    lines = stack.lines()
-    assert eventually(lambda: stack.lines() > lines), "the writer stands still"
-    again = stack.backup()
-    assert again.status == "done", again.failure
-    assert again.missing == ()
-    assert stack.state() == before
-
-
-@pytest.mark.parametrize("name", [*UNDONE, "finish"])
-def test_a_restore_that_is_killed_heals(stack, archived, before, name):
-    archive, new = archived
-    stack.killed_at(name, "restore", archive)
-    healed = stack.recover()
-    assert healed.status == "done", healed.failure
-    assert stack.state() == (before if name in UNDONE else new)
-    assert stack.running() == ALL
-    assert stack.leftovers() == []
-    again = stack.restore(archive)
-    assert again.status == "done", again.failure
-    assert stack.state() == new
-
-
 @pytest.mark.parametrize("verb", ["backup", "restore"])
 def test_after_a_killed_restore_the_next_run_heals_by_itself(stack, archived, before, verb):
     archive, new = archived

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from support.killing import killed_within
 from support.memory_backend import MemoryBackend
 from support.restic import Restic, restic
 from support.small_backups import back_up, extracted, grow, on_disk, opened, seen
+from support.small_disk import small_disk
 
 Verb = Literal["backup", "prune", "copy"]
 VERBS: tuple[Verb, ...] = ("backup", "prune", "copy")
@@ -310,20 +310,15 @@ def test_a_store_that_fails_at_every_call_in_every_way(scene: Scene, where: str,
 
 # ------------------------------------------------------------------------------------------------------- a full disk
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=True)
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "4m") as mounted:
+        yield mounted
 
 
 @pytest.mark.parametrize("verb", ["backup", "prune"])
-def test_a_full_disk(small_disk: Path, tmp_path: Path, rng: random.Random, verb: str) -> None:
+def test_a_full_disk(disk: Path, tmp_path: Path, rng: random.Random, verb: str) -> None:
     """At several degrees of full: nothing is lost, and with room the same run comes to its end."""
-    backend, root, ids = FolderBackend(small_disk / "repository"), tmp_path / "root", small_backups.identities()
+    backend, root, ids = FolderBackend(disk / "repository"), tmp_path / "root", small_backups.identities()
     small_backups.new(backend)
     wanted: dict[str, tuple[Any, ...]] = {}
     stream = b""
@@ -340,7 +335,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, rng: random.Random, verb:
         for each in repository.snapshots()[:-kept]:
             repository.remove_snapshot(each.id)
 
-    run, refused, ballast = run_backup if verb == "backup" else run_prune, 0, small_disk / "ballast"
+    run, refused, ballast = run_backup if verb == "backup" else run_prune, 0, disk / "ballast"
     for free in (0, 8 << 10, 40 << 10, 90 << 10, 150 << 10):
         for _ in range(3):
             grow(root, rng, files=12, size=12_000)
@@ -350,8 +345,8 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, rng: random.Random, verb:
         grow(root, rng, files=12, size=12_000)
         stream = rng.randbytes(90_000)
         with ballast.open("wb") as file:
-            disk = os.statvfs(small_disk)
-            os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - free)
+            room = os.statvfs(disk)
+            os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - free)
         try:
             run()
         except errors.NoRoom:

@@ -30,7 +30,9 @@ from support.waiting import eventually
 
 KEY_ID, SECRET = "cosmos-test-key", "wrong-Horse-battery-8"
 USER, PASSWORD = "cosmos", "right-Horse-9"
+OWNER_ID, OWNER_SECRET = "cosmos-test-owner", "quiet-Horse-anvil-3"
 BUCKET = "backups"
+LOCKED = "locked"
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,31 @@ class Rest:
 
 
 @contextlib.contextmanager
-def seaweedfs() -> Iterator[S3]:
+def seaweedfs(*, owner: bool = False) -> Iterator[S3]:
+    """``owner``: all is ``OWNER_ID``'s, who may make ``LOCKED``; ``KEY_ID`` only reads, writes, deletes and lists."""
     with _folder() as folder:
         port, *others = (_port_with_twin() for _ in range(5))
-        access = {"accessKey": KEY_ID, "secretKey": SECRET}
-        config = {"identities": [{"name": "cosmos", "credentials": [access], "actions": ["Admin"]}]}
+        few = [f"{what}:{bucket}" for what in ("Read", "Write", "List") for bucket in (BUCKET, LOCKED)]
+        people = [("cosmos", KEY_ID, SECRET, few if owner else ["Admin"])]
+        if owner:
+            people.append(("owner", OWNER_ID, OWNER_SECRET, ["Admin"]))
+        config = {
+            "identities": [
+                {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+                for name, key, secret, actions in people
+            ]
+        }
         (folder / "s3.json").write_text(json.dumps(config))
         (folder / "data").mkdir()
         options = [
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false"),
-            *("-s3.port.iceberg=0", "-s3.iam=false", f"-dir={folder / 'data'}", f"-s3.config={folder / 's3.json'}"),
+            *(
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-s3.iam=false",
+                f"-dir={folder / 'data'}",
+                f"-s3.config={folder / 's3.json'}",
+            ),
             *(f"-s3.port={port}", f"-bucket={BUCKET}", f"-metricsPort={stores.free_port()}"),
             *(f"-{name}.port={other}" for name, other in zip(_PARTS, others, strict=True)),
         ]
@@ -129,17 +146,20 @@ def rclone_s3() -> Iterator[S3]:
 
 
 @contextlib.contextmanager
-def rclone_restic(*, append_only: bool = False, tls: tuple[Path, Path] | None = None) -> Iterator[Rest]:
-    """``tls``: certificate and key; the server then speaks HTTPS only."""
+def rclone_restic(
+    *, append_only: bool = False, tls: tuple[Path, Path] | None = None, data: Path | None = None
+) -> Iterator[Rest]:
+    """``tls``: certificate and key; the server then speaks HTTPS only. ``data``: the folder of its repositories."""
     with _folder() as folder:
-        (folder / "data").mkdir()
+        data = data or folder / "data"
+        data.mkdir(exist_ok=True)
         port = stores.free_port()
         options: list[str | Path] = ["--user", USER, "--pass", PASSWORD, "--addr", f"127.0.0.1:{port}"]
         if append_only:
             options.append("--append-only")
         if tls:
             options += ["--cert", tls[0], "--key", tls[1]]
-        with _rclone(["serve", "restic", *options, folder / "data"], folder) as server:
+        with _rclone(["serve", "restic", *options, data], folder) as server:
             _await(server, folder, lambda: _connects(port))
             yield Rest(port, folder)
 

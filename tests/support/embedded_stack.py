@@ -8,15 +8,18 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cosmos_coherence.drivers.embedded import DATABASE, lay_out_demo
 from cosmos_coherence.flow import demo_data, demo_proof, demo_writer
 from support.faulty import FaultyStack
+from support.small_disk import small_disk
+from support.waiting import eventually
 
 WRITERS = 2
 PROJECT = "cosmos-demo"
+SERVICES = {"db", "redis", "writer"}
 
 
 class EmbeddedStack(FaultyStack):
@@ -56,6 +59,11 @@ class EmbeddedStack(FaultyStack):
         path = self.files / demo_writer.log_name(0)
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
+    def goes_on(self) -> bool:
+        """All services run, nothing is held, and the writer writes."""
+        lines = self.lines()
+        return eventually(lambda: self.running() == SERVICES and self.lines() > lines)
+
     def leftovers(self) -> list[str]:
         """Everything that a run leaves behind only when it was killed and nobody healed it."""
         return (
@@ -64,13 +72,15 @@ class EmbeddedStack(FaultyStack):
 
 
 @contextmanager
-def embedded_stack(*, writer: bool = True, rate: int = 200) -> Iterator[EmbeddedStack]:
+def embedded_stack(*, writer: bool = True, rate: int = 200, disk: str = "") -> Iterator[EmbeddedStack]:
+    """``disk``: the size of a disk of its own, for it and its backups."""
     # not tmp_path: the servers run as another user, who has to be able to enter it
     parent = Path(tempfile.mkdtemp(prefix="cosmos-test-", dir="/var/tmp"))
     parent.chmod(0o711)
-    runtime = None
+    runtime, mounted = None, ExitStack()
     try:
-        runtime = lay_out_demo(parent / "stack", writers=WRITERS, rate=rate)
+        place = mounted.enter_context(small_disk(parent / "disk", disk)) if disk else parent
+        runtime = lay_out_demo(place / "stack", writers=WRITERS, rate=rate)
         servers = [s.name for s in runtime.stack().services if s.name != "writer"]
         runtime.start(servers)
         runtime.wait_ready(servers)
@@ -81,4 +91,5 @@ def embedded_stack(*, writer: bool = True, rate: int = 200) -> Iterator[Embedded
     finally:
         if runtime is not None:
             runtime.destroy()
+        mounted.close()
         shutil.rmtree(parent, ignore_errors=True)

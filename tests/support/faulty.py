@@ -1,7 +1,8 @@
 """Backups and restores of a stack that go wrong on purpose, in this process or in one that is killed.
 
 ``python -m support.faulty FOLDER PROJECT DOCKER_HOST VERB ARCHIVE KILL`` carries out one verb. It says each step
-that it comes to, and kills itself at ``KILL``.
+that it comes to, and kills itself at ``KILL``; for the step ``undo`` it first fails at the last from which a way leads
+back.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from cosmos_coherence.archive import listing
 from cosmos_coherence.archive.reader import ArchiveReader
 from cosmos_coherence.drivers.docker import DockerRuntime
 from cosmos_coherence.drivers.local import LocalRuntime
-from cosmos_coherence.flow import backup, events, recover, restore, store
+from cosmos_coherence.flow import backup, events, recover, restore, steps, store, upkeep
 from cosmos_coherence.parts import BackupReader
 from cosmos_coherence.settings import Settings, load
 from cosmos_coherence.storage import local
 from support.program import SOURCE
+
+LAST_WAY_BACK = "probe"
+"""The last step of a restore from which it takes back what it did."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,15 @@ class FaultyStack:
             plan = restore.plan_restore(self.runtime, reader.manifest)
             story = self._story("restore", step, emit)
             return restore.restore(self.runtime, self.settings, plan, reader, story, backups=self.backups)
+
+    def prune(self, step: events.Step = events.no_step) -> events.Report:
+        """Of the repository; nothing is left that no backup needs."""
+        story = self._story("prune")
+        try:
+            upkeep.prune(self.settings, dry_run=False, progress=lambda name, done, of: step(name))
+        except errors.CosmosError as error:
+            return story.failed(error)
+        return story.report("done")
 
     @contextmanager
     def opened(self, backup: Path) -> Iterator[BackupReader]:
@@ -152,9 +165,17 @@ def _main(folder: str, project: str, docker_host: str, verb: str, archive: str, 
         print(name, flush=True)
         if name == kill:
             os.kill(os.getpid(), signal.SIGKILL)
+        if kill == steps.UNDO and name == LAST_WAY_BACK:
+            raise errors.CommandFailed(f"broken on purpose at {name}")
 
     stack = FaultyStack(Path(folder), project, docker_host)
-    report = stack.backup(step) if verb == "backup" else stack.restore(Path(archive), step)
+    match verb:
+        case "backup":
+            report = stack.backup(step)
+        case "restore":
+            report = stack.restore(Path(archive), step)
+        case _:
+            report = stack.prune(step)
     print(report.failure, file=sys.stderr)
     return report.exit_status
 

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -42,7 +42,22 @@ class Restic:
 
     def run(self, repository: Path, *arguments: str | Path, cwd: Path | None = None, fails: bool = False) -> str:
         """What it says to ``arguments``; a test fails when it does (or does not, with ``fails``)."""
-        environment = {
+        command = [self.program, *map(str, arguments)]
+        ended = subprocess.run(
+            command, env=self._told(repository), capture_output=True, text=True, errors="backslashreplace", cwd=cwd
+        )
+        assert bool(ended.returncode) == fails, f"{command}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        return ended.stdout + ended.stderr if fails else ended.stdout
+
+    def start(self, repository: Path, *arguments: str | Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
+        """It, running; what it says goes to ``output``."""
+        command = [self.program, *map(str, arguments)]
+        return subprocess.Popen(
+            command, env=self._told(repository), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+
+    def _told(self, repository: Path) -> dict[str, str]:
+        return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.work),
             "RESTIC_REPOSITORY": str(repository),
@@ -52,12 +67,6 @@ class Restic:
             "GOMAXPROCS": "2",
             **self.environment,
         }
-        command = [self.program, *map(str, arguments)]
-        ended = subprocess.run(
-            command, env=environment, capture_output=True, text=True, errors="backslashreplace", cwd=cwd
-        )
-        assert bool(ended.returncode) == fails, f"{command}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
-        return ended.stdout + ended.stderr if fails else ended.stdout
 
     def snapshots(self, repository: Path) -> list[dict[str, Any]]:
         """What it lists."""

@@ -14,14 +14,46 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from support import stores
 
 
+@dataclass
+class Daemon:
+    """The engine's own process, which can be started again over the same data."""
+
+    host: str
+    argv: Sequence[str]
+    log: Path
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=60)
+
+    def ready(self) -> None:
+        _await(self.host, self.process, self.log)
+
+
 @contextlib.contextmanager
 def second_engine(folder: Path) -> Iterator[str]:
     """Start an engine whose data lie below ``folder``; its address. Everything of it is gone afterwards."""
+    with daemon(folder) as started:
+        yield started.host
+
+
+@contextlib.contextmanager
+def daemon(folder: Path, *options: str) -> Iterator[Daemon]:
+    """The same, with more ``options`` of dockerd; it may be stopped and started inside."""
     if os.geteuid() or not all(shutil.which(name) for name in ("dockerd", "ip", "nsenter")):
         stores.missing("a second Docker engine (root, dockerd, ip and nsenter)")
     short = Path(tempfile.mkdtemp(prefix="engine-"))  # a socket's path has room for some hundred letters only
@@ -31,19 +63,15 @@ def second_engine(folder: Path) -> Iterator[str]:
     _run("ip", "netns", "add", name)
     try:
         _run("ip", "-n", name, "link", "set", "lo", "up")
-        with (short / "log").open("wb") as log:
-            daemon = subprocess.Popen(
-                ("nsenter", f"--net=/run/netns/{name}", "dockerd", "-H", host, "--data-root", str(data),
-                 "--exec-root", str(short / "exec"), "--pidfile", str(short / "pid")),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+        argv = ("nsenter", f"--net=/run/netns/{name}", "dockerd", "-H", host, "--data-root", str(data),
+                "--exec-root", str(short / "exec"), "--pidfile", str(short / "pid"), *options)  # fmt: skip
+        started = Daemon(host, argv, short / "log")
         try:
-            _await(host, daemon, short / "log")
-            yield host
+            started.ready()
+            yield started
         finally:
             _remove_containers(host)
-            daemon.terminate()
-            daemon.wait(timeout=60)
+            started.stop()
     finally:
         _run("ip", "netns", "delete", name)
         shutil.rmtree(data, ignore_errors=True)

@@ -166,15 +166,24 @@ def import_(name: str, *, as_json: bool) -> int:
 
 
 def copy(url: str, names: tuple[str, ...], *, password_file: Path, as_json: bool) -> int:
-    """Copy backups into a second repository; the exit status."""
+    """Copy backups into a second repository; the exit status, which is that of damage when one had to stay behind."""
     settings = context.settings()
     target = upkeep.second(settings, url, password_file)
     copied = upkeep.copy(settings, target, project=context.project(settings), names=names)
+    damaged = (*copied.unreadable, *copied.damaged.values())
     if as_json:
-        render.as_json({"status": "done", "copied": len(copied.snapshots), "there_already": len(copied.skipped)})
+        render.as_json(
+            {"status": "failed" if damaged else "done", "copied": len(copied.snapshots),
+             "there_already": len(copied.skipped), "damaged": damaged}
+        )  # fmt: skip
     else:
-        typer.echo(f"{len(copied.snapshots)} backups copied, {len(copied.skipped)} were there already")
-    return 0
+        for sentence in damaged:
+            typer.echo(f"not copied: {sentence}", err=True)
+        typer.echo(
+            f"{len(copied.snapshots)} backups copied, {len(copied.skipped)} were there already"
+            + (f", {len(damaged)} DAMAGED" if damaged else "")
+        )
+    return errors.Damaged.exit_status if damaged else 0
 
 
 def unlock(*, every: bool, as_json: bool) -> int:
@@ -227,10 +236,13 @@ def key(what: str, *, key_id: str, new_password_file: Path | None, as_json: bool
 
 
 def _new_password(file: Path | None) -> str:
-    """From a file, or typed twice."""
+    """From a file, or typed twice; never an empty one."""
     if file is not None:
         with local.translated(f"reading {file}"):
-            return file.read_text("utf-8", "surrogateescape").split("\n", 1)[0].rstrip("\r")
+            password = file.read_text("utf-8", "surrogateescape").split("\n", 1)[0].rstrip("\r")
+        if not password:
+            raise errors.Refused(f"{file} begins with an empty line", remedy="The password is its first line.")
+        return password
     if not sys.stdin.isatty():
         raise errors.Refused("there is nobody to type the new password", remedy="Name a file: --new-password-file.")
     return str(typer.prompt("New password", hide_input=True, confirmation_prompt=True))

@@ -17,6 +17,9 @@ from cosmos_coherence.cut.journal import HoldRecord, Journal
 from cosmos_coherence.cut.watchdog import Watchdog
 from cosmos_coherence.model import HoldTarget
 
+STEPS = ("journalled", "armed", "holding", "frozen", "anchored", "thawed", "released", "closed")
+"""What ``step`` of ``take_cut`` is told, in this order; before ``holding`` nothing stands still."""
+
 _LATE_S = 5.0
 """How long an anchor that missed the budget is awaited, once the stack runs again, to tell how long it took."""
 
@@ -53,8 +56,7 @@ def take_cut(
 
     Whatever happens, the targets are released, at ``max_pause_s`` seconds at the latest, also from an anchor that still
     runs, from Ctrl-C (which is raised after the release), and by the watchdog should this program die. ``step`` is
-    called with the name of each step just taken: ``journalled``, ``armed``, ``holding`` (the first freeze comes next),
-    ``frozen``, ``anchored``, ``thawed``, ``released``, ``closed``.
+    called with the name of each of ``STEPS`` just taken; after ``holding`` the first freeze comes next.
 
     Raises ``CutFailed`` with the measured times when an anchor failed or was not done at the release, when a target did
     not stand still or ran again too early, when the watchdog is gone. An anchor that was late may still run then: its

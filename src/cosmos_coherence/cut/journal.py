@@ -32,6 +32,16 @@ class HoldRecord(msgspec.Struct, frozen=True, tag="hold"):
     """RFC 3339, UTC."""
 
 
+class QuietRecord(msgspec.Struct, frozen=True, tag="quiet"):
+    """Services that are about to be made quiet for a cut."""
+
+    run: str
+    after: dict[str, str] = {}
+    """Command that has to run in a service, by service."""
+    stopped: dict[str, tuple[str, ...]] = {}
+    """Containers that have to be started, by service."""
+
+
 class SettingsRecord(msgspec.Struct, frozen=True, tag="settings"):
     """Settings of a server that are about to be changed for a cut, with the values to put back."""
 
@@ -72,7 +82,7 @@ class SpoolRecord(msgspec.Struct, frozen=True, tag="spool"):
     """Services that keep a dump for it."""
 
 
-Record = HoldRecord | SettingsRecord | RestoreRecord | SpoolRecord
+Record = HoldRecord | QuietRecord | SettingsRecord | RestoreRecord | SpoolRecord
 R = TypeVar("R", bound=Record)
 
 

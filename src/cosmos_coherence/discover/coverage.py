@@ -25,6 +25,11 @@ class Coverage:
     hints: tuple[str, ...] = ()
     """Worth saying in ``status``, though everything is covered."""
 
+    @property
+    def engines(self) -> frozenset[str]:
+        """The services that are database servers."""
+        return frozenset(s.service for s in self.sources if s.service)
+
     def only(self, parts: Iterable[str]) -> tuple[SourceRef, ...]:
         """The sources of these parts; a name without folder (``api-cache``) is enough when it is clear.
 
@@ -174,19 +179,29 @@ def _why_not(stack: Stack, mount: Mount, looks: Looks, *, backups: tuple[Path, .
     if path.is_socket() or path.is_char_device() or path.is_block_device() or path.is_fifo():
         return "not a folder", True
     resolved = path.resolve()
-    own = [folder.resolve() for folder in backups]
-    if any(folder in (resolved, *resolved.parents) for folder in own):
+    own = [_identity(folder) for folder in backups]
+    if any(_identity(folder) in own for folder in (resolved, *resolved.parents)):
         return "the backups themselves", True
     directory = stack.directory.resolve()
     if directory not in resolved.parents:
         return "outside the project's folder; label the service cosmos.include or cosmos.exclude", False
-    if any(resolved in folder.parents for folder in own):
+    if any(_identity(resolved) == _identity(above) for folder in backups for above in folder.resolve().parents):
         return "holds the backups themselves", False
     if looks.tracked(resolved):
         return "tracked by git", True
     if not path.is_dir():
         return "a single file; put it below configs/ or label it cosmos.include", False
     return "", True
+
+
+def _identity(folder: Path) -> object:
+    """What tells a folder from all others. In a container the same one has a path of its own beside the host's."""
+    resolved = folder.resolve()
+    try:
+        found = resolved.stat()
+    except OSError:
+        return resolved
+    return (found.st_dev, found.st_ino)
 
 
 def _slug(stack: Stack, path: Path, taken: Iterable[SourceRef]) -> str:

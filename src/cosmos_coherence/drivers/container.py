@@ -20,14 +20,13 @@ from typing import Any, BinaryIO, cast
 from cosmos_coherence import errors, settings
 from cosmos_coherence.drivers.docker import DockerRuntime
 from cosmos_coherence.drivers.docker_exec import Frames, Input
+from cosmos_coherence.drivers.docker_facts import ROLE
 from cosmos_coherence.drivers.engine import DEFAULT_SOCKET, Engine, Wire
 from cosmos_coherence.drivers.reach import Reach
 from cosmos_coherence.model import Stack
 
 INSIDE = "COSMOS_IN_CONTAINER"
 """Set in such a container, so that the program does not start another one from there."""
-ROLE = "cosmos.role"
-"""Label of our own containers: ``run`` or ``watchdog``."""
 
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "MKNOD", "SETFCAP")
 """What reading and restoring every user's files takes, and no more."""

@@ -7,7 +7,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,7 +71,8 @@ class DockerRuntime:
                 remedy=f"The engine runs: {', '.join(known)}." if known else "The engine runs no Compose project.",
             )
         names = {v["Name"] for v in volumes}
-        guests = [c for c in listed if c not in own and self._is_neighbour(c, names)]
+        folders = docker_facts.folders_in(own)
+        guests = [c for c in listed if c not in own and self._is_neighbour(c, names, folders)]
         services = self._services(self._inspected(own))
         there = {s.name for s in services}
         known_volumes = [docker_facts.volume_of(v, self.project, self.reach.volume(v)) for v in volumes]
@@ -87,6 +88,7 @@ class DockerRuntime:
             volumes=tuple(sorted(known_volumes, key=lambda v: v.name)),
             neighbours=tuple(self._services(self._inspected(guests))),
             networks=tuple(sorted({n for c in own for n in c["NetworkSettings"]["Networks"]})),
+            program=next((docker_facts.name_of(c) for c in listed if c["Id"] == self.reach.own_id), ""),
         )
 
     def projects(self) -> tuple[str, ...]:
@@ -118,10 +120,11 @@ class DockerRuntime:
         stdin: bool = False,
         environment: Mapping[str, str] | None = None,
         user: str = "",
+        container: str = "",
     ) -> docker_exec.ExecChild:
         """See ``Runtime``. The command has the environment and folder of the service. Of several copies the first that
-        runs is taken."""
-        copies = self._copies(self._own(), [service])[service]
+        runs is taken, unless one is named."""
+        copies = self._copies(self._own(), [service], only=[container] if container else ())[service]
         running = [c for c in copies if c["State"] == "running"]
         if not running:
             raise _down(service, f"is {copies[0]['State']}")
@@ -152,18 +155,18 @@ class DockerRuntime:
             found.append(target or HoldTarget("engine", name, where=self.engine.socket_path, id=facts["Id"]))
         return tuple(found)
 
-    def stop(self, services: Sequence[str], *, timeout_s: float = 30.0) -> None:
+    def stop(self, services: Sequence[str], *, timeout_s: float = 30.0, containers: Collection[str] = ()) -> None:
         """See ``Runtime``. What is left after ``timeout_s`` is killed by the engine."""
         own = self._own()
-        copies = self._copies(own, services, missing=True)
+        copies = self._copies(own, services, missing=True, only=containers)
         for level in reversed(docker_order.levels(own, copies)):
             up = [c for name in level for c in copies[name] if c["State"] not in ("exited", "created", "dead")]
             _each(lambda c: self.engine.ask("stop", c["Id"], timeout=round(timeout_s)), up)
 
-    def start(self, services: Sequence[str]) -> None:
+    def start(self, services: Sequence[str], *, containers: Collection[str] = ()) -> None:
         """See ``Runtime``. What a service depends on is awaited as its Compose file says, if it runs by then."""
         own = self._own()
-        copies = self._copies(own, services)
+        copies = self._copies(own, services, only=containers)
         for level in docker_order.levels(own, copies):
             stopped = [c for name in level for c in copies[name] if c["State"] != "running"]
             for container in stopped:
@@ -274,10 +277,12 @@ class DockerRuntime:
         repository = re.sub(r"(@.*|:[^/:]*)$", "", name)
         return str(next((d for d in digests if d.startswith(f"{repository}@")), digests[0] if digests else image))
 
-    def _is_neighbour(self, listed: Facts, volumes: set[str]) -> bool:
+    def _is_neighbour(self, listed: Facts, volumes: set[str], folders: set[Path]) -> bool:
+        if docker_facts.labels_of(listed).get(docker_facts.ROLE) in ("run", "watchdog"):
+            return False  # this program, which takes the run lock before it writes
         if docker_facts.labels_of(listed).get(docker_facts.PROJECT) == self.project:
             return bool(listed["State"] == "running")  # `compose run`: it writes to the services, if not to a volume
-        return bool(docker_facts.volumes_in(listed) & volumes)
+        return bool(docker_facts.volumes_in(listed) & volumes) or docker_facts.shares(listed, folders)
 
     def _origin(self, own: Sequence[Facts]) -> tuple[Path, tuple[Path, ...]]:
         """The project's folder and Compose files: as given, as its newest container says, as the folder has them."""
@@ -327,14 +332,15 @@ class DockerRuntime:
         return sorted((c for c in listed if docker_facts.is_of(c, self.project)), key=docker_facts.number_of)
 
     def _copies(
-        self, own: Sequence[Facts], services: Sequence[str], *, missing: bool = False
+        self, own: Sequence[Facts], services: Sequence[str], *, missing: bool = False, only: Collection[str] = ()
     ) -> dict[str, list[Facts]]:
-        """The containers of each of these services.
+        """The containers of each of these services, or ``only`` those of these names.
 
         ``NotFound`` for a service the stack does not have, and ``ServiceDown`` for one without a container, unless
         those may be ``missing``.
         """
-        found = {name: [c for c in own if docker_facts.service_name(c) == name] for name in services}
+        chosen = [c for c in own if not only or docker_facts.name_of(c) in only]
+        found = {name: [c for c in chosen if docker_facts.service_name(c) == name] for name in services}
         lost = [name for name in services if not found[name]]
         known = {s.name for s in self.stack().services} if lost else set()
         for name in lost:

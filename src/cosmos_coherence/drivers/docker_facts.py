@@ -24,6 +24,8 @@ VOLUME = "com.docker.compose.volume"
 DIRECTORY = "com.docker.compose.project.working_dir"
 FILES = "com.docker.compose.project.config_files"
 DEPENDS_ON = "com.docker.compose.depends_on"
+ROLE = "cosmos.role"
+"""Label of our own containers: ``run`` or ``watchdog``."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _DELETED = 2
@@ -32,6 +34,7 @@ _SCRATCH = re.compile(
     r"|^/(?:etc/(?:hostname|hosts|resolv\.conf|mtab)|sbin/docker-init|\.dockerenv)$|\.pyc$|/__pycache__(?:/|$)"
 )
 """What programs leave lying about in a container and nobody misses, and what the engine puts there itself."""
+_SYSTEM = ("/dev", "/etc", "/lib", "/proc", "/run", "/sys", "/usr", "/var/run")
 _ANONYMOUS = re.compile(r"[0-9a-f]{64}")
 
 
@@ -123,6 +126,22 @@ def _mounts(facts: Facts) -> Iterable[Mount]:
 def volumes_in(facts: Facts) -> set[str]:
     """The full names of the volumes that a container mounts."""
     return {str(m["Name"]) for m in facts.get("Mounts") or () if m.get("Type") == "volume" and m.get("Name")}
+
+
+def folders_in(containers: Iterable[Facts]) -> set[Path]:
+    """The folders of the host that any of these containers can write to; what the system runs on is left out."""
+    sources = {Path(str(m["Source"])) for c in containers for m in c.get("Mounts") or () if _writable_bind(m)}
+    return {s for s in sources if s.suffix != ".sock" and not any(s.is_relative_to(top) for top in _SYSTEM)}
+
+
+def shares(facts: Facts, folders: Iterable[Path]) -> bool:
+    """Whether a container can write to one of the folders, to something inside it, or to all around it."""
+    own = [Path(str(m["Source"])) for m in facts.get("Mounts") or () if _writable_bind(m)]
+    return any(s.is_relative_to(folder) or folder.is_relative_to(s) for s in own for folder in folders)
+
+
+def _writable_bind(mount: Facts) -> bool:
+    return bool(mount.get("Type") == "bind" and mount.get("RW") and mount.get("Source"))
 
 
 def volume_of(facts: Facts, project: str, path: Path | None) -> Volume:

@@ -16,7 +16,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -74,8 +74,9 @@ class LocalRuntime:
         stdin: bool = False,
         environment: Mapping[str, str] | None = None,
         user: str = "",
+        container: str = "",
     ) -> LocalChild:
-        """See ``Runtime``. The command has the environment, folder and user of the service."""
+        """See ``Runtime``. A service has one copy. The command has the environment, folder and user of the service."""
         spec = self._spec(service)
         state = self._state(spec)
         if state != "running":
@@ -97,7 +98,7 @@ class LocalRuntime:
             if facts and facts.state != "T"
         )
 
-    def stop(self, services: Sequence[str], *, timeout_s: float = 30.0) -> None:
+    def stop(self, services: Sequence[str], *, timeout_s: float = 30.0, containers: Collection[str] = ()) -> None:
         """See ``Runtime``. Each gets its own stop signal and, when its time is over, SIGKILL with its whole group."""
         for spec in reversed(self._ordered(services)):
             facts = self._facts(spec.name)
@@ -110,7 +111,7 @@ class LocalRuntime:
                 if not self._ended(spec.name, timeout_s):
                     raise errors.CommandFailed(f"service {spec.name} cannot be ended: process {facts.group} hangs")
 
-    def start(self, services: Sequence[str]) -> None:
+    def start(self, services: Sequence[str], *, containers: Collection[str] = ()) -> None:
         """See ``Runtime``. What a service depends on is awaited first, if it runs."""
         for spec in self._ordered(services):
             state = self._state(spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
@@ -75,20 +75,24 @@ class Runtime(Protocol):
         stdin: bool = False,
         environment: Mapping[str, str] | None = None,
         user: str = "",
+        container: str = "",
     ) -> Child:
-        """Start a command inside a running service. ``ServiceDown`` when the service does not run or is paused."""
+        """Start a command inside a running service, in the copy of this name if one is given. ``ServiceDown`` when it
+        does not run or is paused."""
         ...
 
     def hold_targets(self, services: Sequence[Service]) -> tuple[HoldTarget, ...]:
         """How each of these running copies can be made to stand still; copies that do not run are left out."""
         ...
 
-    def stop(self, services: Sequence[str], *, timeout_s: float = 30.0) -> None:
-        """Stop services in dependency order, dependents first; those already stopped are fine."""
+    def stop(self, services: Sequence[str], *, timeout_s: float = 30.0, containers: Collection[str] = ()) -> None:
+        """Stop services in dependency order, dependents first; those already stopped are fine. Of their copies all, or
+        only those of these names."""
         ...
 
-    def start(self, services: Sequence[str]) -> None:
-        """Start stopped services in dependency order; those that run are fine. Does not wait for health."""
+    def start(self, services: Sequence[str], *, containers: Collection[str] = ()) -> None:
+        """Start stopped services in dependency order; those that run are fine. Does not wait for health. Of their
+        copies all, or only those of these names."""
         ...
 
     def wait_ready(self, services: Sequence[str], *, timeout_s: float = 120.0) -> None:

@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING
 import cosmos_coherence
 from cosmos_coherence import errors, sources
 from cosmos_coherence.archive.writer import ArchiveWriter, spool_of
-from cosmos_coherence.cut.hold import Cut, take_cut
 from cosmos_coherence.cut.journal import Handle, Journal, SettingsRecord, SpoolRecord
 from cosmos_coherence.cut.lock import run_lock
-from cosmos_coherence.discover import configuration, foreign
+from cosmos_coherence.discover import configuration
 from cosmos_coherence.discover.coverage import Coverage
+from cosmos_coherence.discover.holding import Holding, holding
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow import known, recover, remember, retention, store, transfer
-from cosmos_coherence.flow.events import Held, PartDone, Report, Story
+from cosmos_coherence.flow.events import PartDone, Report, Story
+from cosmos_coherence.flow.instant import Instant, one_instant
 from cosmos_coherence.flow.progress import Meter, MeteredWriter, expected_of
 from cosmos_coherence.flow.survey import survey
-from cosmos_coherence.flow.watch import watchdog_for
 from cosmos_coherence.flow.workers import gentle_pool, results
-from cosmos_coherence.model import Gap, Manifest, Part, Service, ServiceRecord, SourceRef, Stack, VolumeRecord
+from cosmos_coherence.model import Gap, Manifest, Part, ServiceRecord, SourceRef, Stack, VolumeRecord
 from cosmos_coherence.parts import BackupWriter
 from cosmos_coherence.settings import Settings
 from cosmos_coherence.sources.base import Source
@@ -42,8 +42,6 @@ from cosmos_coherence.storage import local
 if TYPE_CHECKING:
     from cosmos_coherence.repository.repository import Repository
 
-_HEALTH_BACK_S = 30.0
-
 
 @dataclass(frozen=True, slots=True)
 class BackupPlan:
@@ -52,8 +50,8 @@ class BackupPlan:
     stack: Stack
     coverage: Coverage
     parts: tuple[SourceRef, ...]
-    hold: tuple[Service, ...]
-    """The copies of services that will stand still for the instant."""
+    holding: Holding
+    """Who will stand still for the instant, by freeze, by stop or by own hook."""
     directory: Path
     """Folder of the archives."""
     repository: bool = False
@@ -88,18 +86,12 @@ def plan_backup(
     stack = runtime.stack()
     target = directory or settings.stack.directory / settings.backup.directory
     coverage = survey(stack, settings, backups=target)
-    engines = {s.service for s in coverage.sources if s.service}
-    hold = tuple(
-        s
-        for s in (*(s for s in stack.services if s.name not in engines), *stack.neighbours)
-        if s.state == "running" and s.labels.get("cosmos.hold") != "never"
-    )
     parts = coverage.only(only) if only else coverage.sources
     repository = store.configured(settings)
     wanted = settings.backup.archive if archive is None else archive
     return BackupPlan(
-        stack, coverage, parts, hold, target, repository=repository, archive=wanted or not repository, safety=safety,
-        tags=tags, only=tuple(only),
+        stack, coverage, parts, holding(stack, coverage.engines), target, repository=repository,
+        archive=wanted or not repository, safety=safety, tags=tags, only=tuple(only),
     )  # fmt: skip
 
 
@@ -139,8 +131,10 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
             setting = _setting(runtime, plan, settings, story.run, writer.spool)
             opened += [sources.open_source(ref, setting) for ref in plan.parts]
             with _settings_journalled(runtime, opened, journal, story.run):
-                cut, strangers = _one_instant(runtime, settings, plan, story, journal, opened, writer)
-                _await_health(runtime, plan, story)
+                instant = one_instant(
+                    runtime, settings, story, journal, opened, writer,
+                    engines=plan.coverage.engines, quiet=plan.holding.quiet,
+                )  # fmt: skip
                 story.begin("capture")
                 parts = tuple(_placed(part, plan) for part in _capture(opened, writer, settings, story))
             inside = tuple(gap for source in opened for gap in source.gaps)
@@ -148,7 +142,7 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
             for source in opened:
                 source.close()
         story.begin("pack")
-        manifest = _manifest(plan, writer.id, cut, parts, (*strangers, *inside))
+        manifest = _manifest(plan, writer.id, instant, parts, (*instant.outside, *inside))
         writer.pack(manifest)
         story.begin("verify")
         writer.verify()
@@ -162,7 +156,7 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
         path=str(path),
         archive=str(exported or ""),
         size=writer.stored,
-        pause_ms=cut.pause_ms,
+        pause_ms=instant.cut.pause_ms,
         parts=manifest.parts,
         missing=manifest.missing,
         removed=removed,
@@ -219,62 +213,6 @@ def _retire(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story
     except KeyboardInterrupt:
         story.note("the backup was made when the interruption came; older ones were not all removed")
     return ()
-
-
-def _one_instant(
-    runtime: Runtime,
-    settings: Settings,
-    plan: BackupPlan,
-    story: Story,
-    journal: Journal,
-    opened: list[Source],
-    writer: BackupWriter,
-) -> tuple[Cut, tuple[Gap, ...]]:
-    """Copy beforehand, hold, anchor, release; once more from the copying when the budget did not suffice."""
-    attempt = 1
-    while True:
-        story.begin("prepare")
-        _prepare(opened, writer, settings)
-        strangers = foreign.writers(plan.stack, plan.hold, {s.ref.part: s.clients() for s in opened})
-        targets = runtime.hold_targets(plan.hold)
-        try:
-            with watchdog_for(runtime) as watchdog:
-                story.begin("hold", f"{len(targets)} writers")
-                cut = take_cut(
-                    targets,
-                    {source.ref.part: source.anchor for source in opened},
-                    journal=journal,
-                    watchdog=watchdog,
-                    run=story.run,
-                    max_pause_s=settings.cut.max_pause,
-                )
-        except errors.CutFailed as error:
-            if attempt == settings.cut.attempts:
-                raise
-            story.note(f"attempt {attempt}: {error.message}")
-            attempt += 1
-            continue
-        story.tell(Held(cut.pause_ms, len(cut.held)))
-        return cut, strangers
-
-
-def _await_health(runtime: Runtime, plan: BackupPlan, story: Story) -> None:
-    """A health check that met the hold has failed: wait until it is green, so that nobody restarts the service."""
-    names = sorted({s.name for s in plan.hold if s.health == "healthy" and s.project in ("", plan.stack.project)})
-    try:
-        runtime.wait_ready(names, timeout_s=_HEALTH_BACK_S)
-    except errors.ServiceDown as error:
-        story.note(f"after the hold: {error.message}")
-
-
-def _prepare(opened: list[Source], writer: BackupWriter, settings: Settings) -> None:
-    """Files first, since copying them takes long; database sessions last, since they hold locks while they wait."""
-    trees = [s for s in opened if not s.ref.service]
-    with gentle_pool(settings) as pool:
-        results([pool.submit(source.prepare, writer) for source in trees])
-    for source in opened:
-        if source.ref.service:
-            source.prepare(writer)
 
 
 def _capture(opened: list[Source], writer: BackupWriter, settings: Settings, story: Story) -> tuple[Part, ...]:
@@ -340,8 +278,10 @@ def _setting(runtime: Runtime, plan: BackupPlan, settings: Settings, run: str, s
     )
 
 
-def _manifest(plan: BackupPlan, identity: str, cut: Cut, parts: tuple[Part, ...], found: tuple[Gap, ...]) -> Manifest:
-    stack = plan.stack
+def _manifest(
+    plan: BackupPlan, identity: str, instant: Instant, parts: tuple[Part, ...], found: tuple[Gap, ...]
+) -> Manifest:
+    stack, cut = plan.stack, instant.cut
     captured = {p.name for p in parts}
     left = tuple(
         Gap(s.part, "left out by --only", chosen=True) for s in plan.coverage.sources if s.part not in captured
@@ -361,6 +301,7 @@ def _manifest(plan: BackupPlan, identity: str, cut: Cut, parts: tuple[Part, ...]
         services=tuple(ServiceRecord(s.name, s.image, s.digest) for s in stack.services),
         config_files=configuration.compose_names(stack),
         held=cut.held,
+        quiet_ms=instant.quiet_ms,
         safety=plan.safety,
         tags=plan.tags,
     )

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from cosmos_coherence import errors
+from cosmos_coherence.flow.steps import BackupStep, RestoreStep
 from cosmos_coherence.model import Gap, Part
 
 
@@ -127,12 +128,16 @@ class Story:
         self.phases: dict[str, float] = {}
         self.notes: list[str] = []
 
-    def begin(self, step: str, detail: str = "") -> None:
+    def begin(self, step: BackupStep | RestoreStep, detail: str = "") -> None:
         """The next step begins; the last one ends."""
         self._close_phase()
         self._phase = step
         self._emit(StepBegan(step, detail))
         self._step(step)
+
+    def cut(self, name: str) -> None:
+        """A step of the cut inside ``hold`` was taken. Nobody is told but tests: the writers stand still."""
+        self._step(f"hold: {name}")
 
     def tell(self, event: Event) -> None:
         """Pass an event on; a note is kept for the report too."""

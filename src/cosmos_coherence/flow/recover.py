@@ -11,6 +11,7 @@ from cosmos_coherence.archive.writer import discard
 from cosmos_coherence.cut.hold import release_leftovers
 from cosmos_coherence.cut.journal import Journal, RestoreRecord, SettingsRecord, SpoolRecord
 from cosmos_coherence.cut.lock import run_lock
+from cosmos_coherence.cut.quiet import quiet_leftovers
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow.events import Report, Story
 from cosmos_coherence.flow.undo import Undo
@@ -49,6 +50,7 @@ def healed(runtime: Runtime, state: Path, story: Story, *, backups: Path) -> boo
 
 def _heal(runtime: Runtime, journal: Journal, backups: Path) -> Iterator[str]:
     yield from release_leftovers(journal)
+    yield from quiet_leftovers(runtime, journal)
     journal.discard_drafts()
     for settings in journal.pending(SettingsRecord):
         service = settings.record.service

@@ -114,17 +114,26 @@ def places(settings: Settings) -> tuple[Path, ...]:
 
 
 def password(settings: Settings) -> str:
-    """The repository's password: from the environment, the file, or the command, in that order.
+    """The repository's password: from the environment, the command, or the file, in that order.
 
-    Raises ``ConfigurationError`` when none is named, ``NotFound`` when the file is missing, ``CommandFailed``.
+    The command runs in the project's folder. Raises ``NotFound`` when the file is missing, ``ConfigurationError`` when
+    what was found is empty, which would be a password that everybody has, and ``CommandFailed``.
     """
     found: RepositorySettings = settings.repository
     if given := declaration.repository_password():
         return given
     if found.password_command:
-        said = process.run(list(found.password_command), limit=_LONGEST)
-        return said.decode("utf-8", "surrogateescape").split("\n", 1)[0].rstrip("\r")
-    return _first_line(settings.stack.directory, password_file(settings))
+        said = process.run(list(found.password_command), limit=_LONGEST, cwd=settings.stack.directory)
+        password = said.decode("utf-8", "surrogateescape").split("\n", 1)[0].rstrip("\r")
+        source = f"what `{found.password_command[0]}` prints"
+    else:
+        source = str(password_file(settings))
+        password = _first_line(settings.stack.directory, password_file(settings))
+    if not password:
+        raise errors.ConfigurationError(
+            f"the password of the repository is empty: {source}", remedy="It is the first line; see `cosmos init`."
+        )
+    return password
 
 
 def password_file(settings: Settings) -> Path:

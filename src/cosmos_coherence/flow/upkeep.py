@@ -80,6 +80,7 @@ def prune(settings: Settings, *, dry_run: bool, progress: Progress = lambda step
 
     repository = store.open_repository(settings)
     with locks.acquire(repository, exclusive=True) as lock:
+        progress("plan", 0, 1)
         plan = pruning.plan(repository)
         if not dry_run and not plan.empty:
             pruning.apply(repository, plan, lock, progress=progress)
@@ -95,13 +96,17 @@ def prune(settings: Settings, *, dry_run: bool, progress: Progress = lambda step
 
 
 def copy(settings: Settings, target: Settings, *, project: str | None, names: tuple[str, ...] = ()) -> Copied:
-    """Copy backups (all of the project without ``names``) into another repository, which stores only what it lacks."""
+    """Copy backups (all of the project without ``names``) into another repository, which stores only what it lacks.
+
+    What is damaged stays behind and is named in the result; with ``names``, what cannot be read was not asked for.
+    """
     from cosmos_coherence.repository import copying, locks
 
     source, other = store.open_repository(settings), store.open_repository(target)
     wanted = [store.find(source, name, project) for name in names] or store.kept(source, project)
     with locks.acquire(source), locks.acquire(other):
-        return copying.copy(source, other, [each.snapshot for each in wanted], workers=settings.backup.workers)
+        copied = copying.copy(source, other, [each.snapshot for each in wanted], workers=settings.backup.workers)
+    return replace(copied, unreadable=()) if names else copied
 
 
 def second(settings: Settings, url: str, password_file: Path) -> Settings:

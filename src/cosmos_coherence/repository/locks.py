@@ -33,6 +33,9 @@ _UNSURE_S: Final = 1500.0
 _SETTLE_S: Final = 0.2
 _UNREADABLE_TRIES: Final = 3
 
+_abandoned: Final[set[str]] = set()
+"""Locks of this process that it let go of and could not remove: nobody's, though their owner lives."""
+
 
 class LockFile(msgspec.Struct, frozen=True, kw_only=True):
     """What a lock says about its owner; the last two fields are ours, restic passes over them."""
@@ -122,10 +125,10 @@ class Lock:
                 self._name = None
                 raise errors.Locked("the lock on the repository was removed by somebody else") from None
             self._write()
-            self._repository.backend.remove("locks", old)
+            self._remove(old)
 
     def release(self) -> None:
-        """Let go of it. Never raises: a lock that cannot be removed goes stale. May be called again."""
+        """Let go of it. Never raises: a lock that cannot be removed is stale from then on. May be called again."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -134,7 +137,14 @@ class Lock:
             name, self._name = self._name, None
         if name is not None:
             with contextlib.suppress(Exception):
-                self._repository.backend.remove("locks", name)
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        try:
+            self._repository.backend.remove("locks", name)
+        except BaseException:
+            _abandoned.add(name)
+            raise
 
     def _take(self, settle: bool) -> None:
         self._look()
@@ -252,9 +262,10 @@ def _others(repository: Repository, own: str | None) -> Iterator[tuple[str, Lock
             lock = _patiently(lambda name=stored.name: _load(repository, name))  # type: ignore[misc]
         except errors.NotFound:
             continue
-        if lock is not None and lock.is_stale(now):
+        if lock is not None and (stored.name in _abandoned or lock.is_stale(now)):
             with contextlib.suppress(errors.CosmosError):
                 repository.backend.remove("locks", stored.name)
+                _abandoned.discard(stored.name)
             continue
         yield stored.name, lock
 

@@ -134,6 +134,7 @@ def apply(
     _require_unchanged(repository, planned)
     packs = [*planned.keep, *_repack(repository, planned, progress)]
     lock.ensure()
+    progress("index", 0, 1)
     written = _save_indexes(repository, packs, planned.indexes)
     lock.ensure()
     _require_unchanged(repository, planned, written)

@@ -81,7 +81,7 @@ class RedisSource:
         found = {name: session.config(name) for name in _PLACES}
         self._places = _USUAL | {name: value for name, value in found.items() if value}
         self._command(_SWEEP, self._places["dir"])
-        self._await_saves(session)
+        _await_saves(session)
         self._clients = tuple(_others(session))
 
     def anchor(self) -> None:
@@ -106,7 +106,7 @@ class RedisSource:
         Raises ``CaptureFailed`` when the save failed, was replaced by a later one, or left no whole dump.
         """
         assert self._session is not None
-        saved = self._await_saves(self._session)
+        saved = _await_saves(self._session)
         if saved["rdb_last_bgsave_status"] != "ok":
             raise self._unsaved("the save failed")
         folder = self._places["dir"].rstrip("/")
@@ -155,14 +155,6 @@ class RedisSource:
     def _open(self) -> Session:
         return Session(self._runtime, self._ref.service, self._run)
 
-    def _await_saves(self, session: Session) -> Mapping[str, str]:
-        """The section ``persistence`` once nothing is being saved, rewritten or loaded."""
-        while True:
-            info = session.info("persistence")
-            if not any(info.get(name, "0") == "1" for name in _BUSY):
-                return info
-            time.sleep(_POLL_S)
-
     def _command(self, script: str, *argv: str) -> None:
         child = self._runtime.run(self._ref.service, ["sh", "-c", script, "sh", *argv])
         said = b""
@@ -205,16 +197,40 @@ def remove_leftovers(runtime: Runtime, service: str) -> None:
 
 
 def restore_settings(runtime: Runtime, service: str, values: Mapping[str, str]) -> None:
-    """Put back what ``settings_to_restore`` said, after a crash. ``ServiceDown``, ``AccessDenied``."""
+    """Put back what ``settings_to_restore`` said, after a crash. ``ServiceDown``, ``AccessDenied``; ``CommandFailed``
+    while the server cannot save, since with its save points it would refuse every write then."""
     if values:
         with Session(runtime, service, "recover") as session:
             _put_back(session, values)
 
 
 def _put_back(session: Session, values: Mapping[str, str]) -> None:
+    if values.get("save"):
+        _require_good_save(session)
     for name, value in values.items():
         if name in _QUIET and (fault := sessions.fault(session.ask(f"CONFIG SET {name} {argument(value)}"))):
             raise errors.CommandFailed(f"the setting {name} cannot be put back to {value!r}: {fault}")
+
+
+def _require_good_save(session: Session) -> None:
+    """With save points, a server whose last save failed refuses every write. Ours may have failed: one has to succeed.
+
+    Raises ``CommandFailed`` when it does not; without save points the server takes writes meanwhile.
+    """
+    if _await_saves(session).get("rdb_last_bgsave_status", "ok") == "ok":
+        return
+    session.ask("BGSAVE")
+    if _await_saves(session)["rdb_last_bgsave_status"] != "ok":
+        raise errors.CommandFailed("the server cannot save; with its save points back it would refuse every write")
+
+
+def _await_saves(session: Session) -> Mapping[str, str]:
+    """The section ``persistence`` once nothing is being saved, rewritten or loaded."""
+    while True:
+        info = session.info("persistence")
+        if not any(info.get(name, "0") == "1" for name in _BUSY):
+            return info
+        time.sleep(_POLL_S)
 
 
 def _others(session: Session) -> Iterator[tuple[str, str]]:

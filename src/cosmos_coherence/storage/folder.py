@@ -48,11 +48,11 @@ class FolderBackend:
             local.sync_folder(self._root.absolute().parent)
 
     def save(self, kind: Kind, name: str, content: Sequence[bytes | bytearray | memoryview]) -> None:
-        """As ``Backend.save``. A missing folder of ``data`` is made; a missing repository is ``NotFound``."""
+        """As ``Backend.save``. A missing folder of a repository is made; a missing repository is ``NotFound``."""
         final = self._path(kind, name)
         size = sum(map(len, content))
         with local.translated(f"writing {final}"):
-            folder = _open_folder(final.parent, missing_is_made=kind == "data")
+            folder = self._open_folder(final.parent)
             try:
                 if not _is_there(final, size):
                     try:
@@ -106,6 +106,21 @@ class FolderBackend:
     def _path(self, kind: Kind, name: str) -> Path:
         return self._root / layout.path_of(kind, name)
 
+    def _open_folder(self, folder: Path) -> int:
+        """One that is missing is made: what was copied from an object store has no folders that were empty there."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            return os.open(folder, flags)
+        except FileNotFoundError:
+            in_data = folder.parent != self._root and folder.parent.exists()
+            if not (in_data or (self._root / "config").exists()):  # an empty mount point is no repository
+                raise
+        missing = [each for each in (folder.parent, folder) if not each.exists()]
+        for each in missing:
+            _make_folder(each)
+            local.sync_folder(each.parent)
+        return os.open(folder, flags)
+
 
 def _make_folder(folder: Path) -> None:
     with local.translated(f"making {folder}"):
@@ -114,18 +129,6 @@ def _make_folder(folder: Path) -> None:
         except FileExistsError:
             return
         local.own(folder, folder.parent.stat())
-
-
-def _open_folder(folder: Path, *, missing_is_made: bool) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    try:
-        return os.open(folder, flags)
-    except FileNotFoundError:
-        if not missing_is_made:
-            raise
-    _make_folder(folder)
-    local.sync_folder(folder.parent)
-    return os.open(folder, flags)
 
 
 def _is_there(final: Path, size: int) -> bool:

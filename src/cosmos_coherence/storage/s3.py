@@ -71,6 +71,7 @@ class S3Backend:
             conditional_put="etag",
             skip_signature=False,
             unsigned_payload=False,
+            checksum_algorithm="SHA256",  # a bucket with object lock takes nothing without it
             credential_provider=lambda: keys,
             client_options=client,
             retry_config={"max_retries": 0},

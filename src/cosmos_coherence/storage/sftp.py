@@ -77,9 +77,7 @@ class SftpBackend:
                 try:
                     await _write(sftp, temporary, data)
                 except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath):
-                    if kind != "data":
-                        raise
-                    await _make_folder(sftp, f"{self._root}/{folder}")
+                    await self._make_missing(sftp, folder)
                     await _write(sftp, temporary, data)
                 await self._publish(sftp, temporary, path, len(data))
             except asyncssh.SFTPFailure as error:
@@ -148,6 +146,16 @@ class SftpBackend:
 
     def _path(self, kind: Kind, name: str) -> str:
         return f"{self._root}/{layout.path_of(kind, name)}"
+
+    async def _make_missing(self, sftp: SFTPClient, folder: str) -> None:
+        """Of a repository only: what was copied from an object store has no folders that were empty there."""
+        top = f"{self._root}/{folder.partition('/')[0]}"
+        if not (folder.startswith("data/") and await sftp.isdir(top)):
+            if not await sftp.exists(f"{self._root}/config"):
+                raise asyncssh.SFTPNoSuchFile(f"{self._root} holds no repository")
+            await _make_folder(sftp, top)
+        if folder.startswith("data/"):
+            await _make_folder(sftp, f"{self._root}/{folder}")
 
     async def _publish(self, sftp: SFTPClient, temporary: str, path: str, size: int) -> None:
         try:

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmos_coherence import errors
-from cosmos_coherence.cut.journal import HoldRecord, Journal, Record, RestoreRecord, SettingsRecord, SpoolRecord
+from cosmos_coherence.cut.journal import (
+    HoldRecord,
+    Journal,
+    QuietRecord,
+    Record,
+    RestoreRecord,
+    SettingsRecord,
+    SpoolRecord,
+)
 from cosmos_coherence.model import HoldTarget
 
 TEXT = st.text(max_size=30)
@@ -28,6 +36,12 @@ TARGET = st.builds(
 )
 RECORD: st.SearchStrategy[Record] = st.one_of(
     st.builds(HoldRecord, run=TEXT, targets=st.lists(TARGET, max_size=3).map(tuple), since=TEXT),
+    st.builds(
+        QuietRecord,
+        run=TEXT,
+        after=st.dictionaries(TEXT, TEXT, max_size=3),
+        stopped=st.dictionaries(TEXT, NAMES, max_size=3),
+    ),
     st.builds(SettingsRecord, run=TEXT, service=TEXT, values=st.dictionaries(TEXT, TEXT, max_size=3)),
     st.builds(
         RestoreRecord, run=TEXT, phase=TEXT, parts=JSON, roots=st.dictionaries(TEXT, TEXT), stop=NAMES, start=NAMES

@@ -172,3 +172,19 @@ def test_letting_go_never_raises(repository: Repository, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(repository.backend, "remove", broken)
     lock.release()
+
+
+def test_one_that_could_not_be_removed_is_nobodys(repository: Repository) -> None:
+    """A process that lives long, such as the agent, would lock itself out for half an hour."""
+    backend = repository.backend
+    lock = locks.acquire(repository, exclusive=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "remove", _gone)
+        lock.release()
+    assert len([*backend.list("locks")]) == 1
+    with locks.acquire(repository, exclusive=True):
+        assert len([*backend.list("locks")]) == 1
+
+
+def _gone(*_: object) -> None:
+    raise errors.BackendUnavailable("gone")

@@ -22,6 +22,7 @@ from cosmos_coherence.repository import (
     locks,
     packs,
     prune,
+    reach,
     saver,
     small_files,
     snapshots,
@@ -453,6 +454,85 @@ def test_copies_are_equal_and_made_once(files: dict[str, bytes]) -> None:
         copying.copy(repository, target, ["0" * 64])
     with pytest.raises(errors.UsageError):
         copying.copy(repository, again(repository), [first])
+
+
+@pytest.mark.parametrize("how", ["lost", "cut", "flipped"])
+def test_a_damaged_snapshot_stays_behind_and_keeps_no_other_from_being_copied(
+    files: dict[str, bytes], how: str
+) -> None:
+    """It is the oldest, and it fails before the folder that all have is copied: the others must bring that along."""
+    backend, target = MemoryBackend(), new()
+    repository = new(backend)
+    second = store(repository, files, 2)
+    before = set(backend.files)
+    first, third = beside(repository, second, os.urandom(9_000), 1), beside(repository, second, os.urandom(9_000), 3)
+    place = next(repository.index.places("data", next(iter(only(repository, first, second)))))
+    path = f"data/{place.pack.hex()[:2]}/{place.pack.hex()}"
+    assert path in set(backend.files) - before
+    damage(backend, path, how)
+    done = copying.copy(again(repository), target, [first, second, third])
+    assert list(done.damaged) == [first]
+    assert first[:8] in done.damaged[first]
+    assert set(done.snapshots) == {second, third}
+    sound(target)
+    assert read(again(target), done.snapshots[second]) == files
+
+
+def test_a_snapshot_that_cannot_be_read_is_named_and_the_others_are_copied(files: dict[str, bytes]) -> None:
+    repository, first, second = two_snapshots(backend := MemoryBackend(), files)
+    damage(backend, f"snapshots/{first}", "cut")
+    target = new()
+    done = copying.copy(again(repository), target, [second])
+    assert list(done.snapshots) == [second]
+    assert [first[:8] in sentence for sentence in done.unreadable] == [True]
+    damage(target.backend, f"snapshots/{done.snapshots[second]}", "cut")
+    assert list(copying.copy(repository, again(target), [second]).snapshots) == [second], (
+        "what is lost there comes anew"
+    )
+
+
+def test_a_blob_that_is_damaged_in_one_pack_is_taken_from_another(files: dict[str, bytes]) -> None:
+    backend, target = MemoryBackend(), new()
+    repository = new(backend)
+    packs_before = set(backend.files)
+    other = Repository.open(backend, PASSWORD)
+    _ = other.index  # empty: it stores everything a second time
+    first = store(repository, files, 1)
+    once = {path for path in set(backend.files) - packs_before if path.startswith("data/")}
+    second = store(other, files | {"more": b"x"}, 2)
+    damage(backend, max(once, key=lambda path: len(backend.files[path])), "flipped")
+    done = copying.copy(again(repository), target, [first, second])
+    assert done.damaged == {}
+    assert read(again(target), done.snapshots[first]) == files
+
+
+def beside(repository: Repository, snapshot: str, content: bytes, seconds: int) -> str:
+    """A snapshot with the folder of another one and a file beside it."""
+    found = repository.load_snapshot(snapshot)
+    with repository.saver(workers=0) as out:
+        file = trees.node(b"a", "file", size=len(content), content=[out.save("data", content).hex()])
+        top = out.save("tree", trees.encode([file, *repository.load_tree(found.tree_id)]))
+    return repository.save_snapshot(
+        Snapshot(time=gotext.format_time(seconds * 10**9), tree=top.hex(), paths=["/folder"], hostname="h")
+    )
+
+
+def only(repository: Repository, one: str, other: str) -> set[bytes]:
+    """The data that one snapshot has and the other has not."""
+
+    def blobs(snapshot: str) -> set[bytes]:
+        found = reach.trees(repository.load_tree, [repository.load_snapshot(snapshot).tree_id])
+        return {blob for _, nodes in found for node in nodes for blob in node.blobs}
+
+    return blobs(one) - blobs(other)
+
+
+def damage(backend: MemoryBackend, path: str, how: str) -> None:
+    data = backend.files.pop(path)
+    if how == "cut":
+        backend.files[path] = data[: len(data) // 2]
+    elif how == "flipped":  # somewhere in each of its blobs
+        backend.files[path] = bytes(byte ^ (at % 997 == 5) for at, byte in enumerate(data))
 
 
 # -------------------------------------------------------------------------------------------------- folders
