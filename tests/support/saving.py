@@ -44,7 +44,7 @@ class _Sink:
         def cut(content: Any) -> Iterator[chunker.Chunk]:
             return chunker.chunks(chunker.reader(content), pool, chunker.cutter(seed))
 
-        return RepositoryTree(self._saver, cut, name, self._before, set(), self._done, self._team)
+        return RepositoryTree(self._saver, cut, name, self._before, self._done, self._team)
 
     @contextmanager
     def stream(self, name: str) -> Iterator[Any]:

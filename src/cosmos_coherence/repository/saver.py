@@ -84,6 +84,8 @@ class Saver:
     ) -> None:
         """``told`` of each stored pack, it is somebody else who writes index files."""
         self.added = Added()
+        self.packs: set[Id] = set()
+        """What was stored, here or by another process that told."""
         self._told = told
         self._repository = repository
         self._level = level
@@ -326,6 +328,8 @@ class Saver:
 
     def _note(self, pack: Id, blobs: Sequence[Blob]) -> None:
         """Have a pack, which is in our index, in an index file in time."""
+        with self._lock:
+            self.packs.add(pack)
         if self._told is not None:
             self._told(pack, blobs)
             return

@@ -42,23 +42,21 @@ def _began_ns(parent: Listed) -> int:
 
 
 def _trusted(repository: Repository, known: Before, before_ns: int) -> Before:
-    large = known.large
-    wanted = [c.sha256 for path, c in known.names.items() if c.sha256 and c.sha256 != EMPTY and path not in large]
+    """What of it can be trusted; the others are taken out of it."""
+    names, large = known.names, known.large
+    wanted = (c.sha256 for path, c in names.items() if c.sha256 and c.sha256 != EMPTY and path not in large)
     lost = repository.index.missing("data", wanted)
-    for path, blobs in large.items():
-        if repository.index.missing("data", blobs) and path in known.names:
-            lost.add(known.names[path].sha256)
-    names = {
-        path: each
-        for path, each in known.names.items()
-        if each.found.ctime_ns < before_ns
-        and each.found.ino
-        and each.found.kind != "hardlink"
-        and (not each.sha256 or each.sha256 not in lost)
-    }
+    lost |= {names[p].sha256 for p, blobs in large.items() if p in names and repository.index.missing("data", blobs)}
+    for path in [p for p, each in names.items() if not _is_proof(each, before_ns) or each.sha256 in lost]:
+        del names[path]
     gone = repository.index.missing("tree", {tree for tree, _ in known.folders.values()})
     folders = {path: kept for path, kept in known.folders.items() if kept[0] not in gone} if gone else known.folders
     return Before(names, {path: blobs for path, blobs in large.items() if path in names}, folders)
+
+
+def _is_proof(copied: Copied, before_ns: int) -> bool:
+    found = copied.found
+    return found.ctime_ns < before_ns and found.ino != 0 and found.kind != "hardlink"
 
 
 def _read(repository: Repository, parent: Listed, name: str) -> Before:

@@ -54,7 +54,7 @@ def save_content(saver: Saver, chunks: Iterable[Chunk]) -> Content:
 class Before(NamedTuple):
     """A tree as the last backup of the stack has it."""
 
-    names: Mapping[bytes, Copied]
+    names: dict[bytes, Copied]
     """By path: only what can be trusted to be as it was."""
     large: Mapping[bytes, tuple[str, ...]]
     """The blobs of the files among them that are more than one."""
@@ -74,13 +74,20 @@ class Finished(NamedTuple):
     """The SHA-256 of every file that is more than one blob (the id of a file's only blob is its SHA-256)."""
     state: Before
     """All of it, for the next backup."""
+    before: Before
+    """As the last one had it."""
+
+    def added(self) -> Iterator[str]:
+        """The blobs of every file that was not known before."""
+        for path, each in self.state.names.items():
+            if each.sha256 and self.before.names.get(path) is not each and each.found.size:
+                yield from self.state.large.get(path) or (each.sha256,)
 
 
 class RepositoryTree:
     """A ``parts.TreeWriter``. A folder in which nothing has changed since ``before`` keeps the tree that it has.
 
-    ``done`` is told the finished tree; ``added`` collects the ids of the blobs. With a ``team``, its processes read the
-    small files.
+    ``done`` is told the finished tree. With a ``team``, its processes read the small files.
     """
 
     def __init__(
@@ -89,12 +96,11 @@ class RepositoryTree:
         cut: Cut,
         path: str,
         before: Before,
-        added: set[str],
         done: Callable[[Finished], None],
         team: Team | None = None,
     ) -> None:
         self._saver, self._cut, self._path, self._done = saver, cut, path, done
-        self._before, self._added, self._team = before, added, team
+        self._before, self._team = before, team
         self._batch: list[tuple[Id, bytes]] = []
         self._batched = 0
         self._large = dict(before.large)
@@ -113,7 +119,6 @@ class RepositoryTree:
         self._large.pop(entry.path, None)
         if len(stored.blobs) > 1:
             self._large[entry.path] = stored.blobs
-        self._added.update(stored.blobs)
         return stored.sha256
 
     def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
@@ -124,8 +129,6 @@ class RepositoryTree:
             found = small_files.copied(root, paths, self._keep)
         for copied in found:
             self._large.pop(copied.found.path, None)
-            if copied.found.size:
-                self._added.add(copied.sha256)
             yield copied
 
     def drop(self, path: bytes) -> None:
@@ -162,12 +165,14 @@ class RepositoryTree:
                 pieces = [node(each, folders) for each in entries]  # in the order of their names already
                 tree = self._saver.save("tree", trees.joined(pieces)).hex()
             folders[path] = tree, len(entries)
-        large = {path: blobs for path, blobs in self._large.items() if path in whole}
+        large = {p: blobs for p, blobs in self._large.items() if p in whole and whole[p].found.kind == "file"}
         root = nodes.node(
             self._path.encode().rpartition(b"/")[2], whole[b""], links=0, inode=whole[b""].found.ino,
             subtree=folders[b""][0],
         )  # fmt: skip
-        self._done(Finished(root, {path: whole[path].sha256 for path in large}, Before(whole, large, folders)))
+        self._done(
+            Finished(root, {path: whole[path].sha256 for path in large}, Before(whole, large, folders), self._before)
+        )
         return PartFile(self._path, size, folders[b""][0], size)
 
     def _save(self, entry: Entry, content: BinaryIO) -> Content:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import shutil
 import socket
@@ -49,8 +50,8 @@ class RepositoryWriter:
         """``spool`` is a private folder that does not exist yet. Takes a shared lock: ``Locked`` when it cannot.
 
         ``published`` is told the snapshot's id as soon as it is written; it may not raise. ``cache`` is a folder of
-        this stack for what the last backup saw. Where the repository is local and no other thread runs, small files are
-        read by as many processes as there are ``workers``; each calls ``prepare`` first.
+        this stack for what the last backup saw. In the first backup of a stack, where the repository is local and no
+        other thread runs, small files are read by ``workers`` processes; each calls ``prepare`` first.
         """
         self.id, self.spool, self.stored = backup_id, spool, 0
         self._repository, self._project, self._published = repository, project, published
@@ -60,11 +61,11 @@ class RepositoryWriter:
         try:
             local.make_private(spool)
             adopt.adopt(repository)
-            if repository.backend.properties.local and threading.active_count() == 1:
-                self._team = Team(repository, workers, prepare=prepare)
-            self._lock.start_refreshing()
             listed, _ = repository.readable_snapshots()  # one that is damaged must not keep new ones from being made
             self._parent = next(iter(reversed(layout.backups(listed, project))), None)
+            if self._parent is None and repository.backend.properties.local and threading.active_count() == 1:
+                self._team = Team(repository, workers, prepare=prepare)
+            self._lock.start_refreshing()
             self._saver = repository.saver(workers=workers)
             self._pool = chunker.Pool(2 * workers + 8)
             self._seed = chunker.seed_of(repository.key)
@@ -77,7 +78,8 @@ class RepositoryWriter:
         self._adding = threading.Lock()
         self._cache = None if cache is None else TreeCache(cache)
         self._finished: dict[str, Finished] = {}
-        self._added: set[str] = set()
+        self._streamed: set[str] = set()
+        """Blobs of streams."""
         self._snapshot: Snapshot | None = None
 
     @contextmanager
@@ -91,7 +93,7 @@ class RepositoryWriter:
         except BaseException:
             stream.cancel()
             raise
-        self._added.update(content.blobs)
+        self._streamed.update(content.blobs)
         self._put(steps, layout.file_node(steps[-1], content.blobs, content.size, layout.time_ns(self.id)))
 
     def tree(self, name: str) -> TreeWriter:
@@ -103,7 +105,7 @@ class RepositoryWriter:
             self._finished[name] = finished
 
         before = before_of(self._repository, self._parent, name, self._cache) if self._parent else NOTHING
-        return RepositoryTree(self._saver, self._cut, "/".join(steps), before, self._added, done, self._team)
+        return RepositoryTree(self._saver, self._cut, "/".join(steps), before, done, self._team)
 
     def last(self) -> Manifest | None:
         """The manifest of the stack's newest backup in the repository."""
@@ -142,13 +144,11 @@ class RepositoryWriter:
         What earlier backups have stored was looked up when it became known.
         """
         assert self._snapshot is not None, "nothing is packed"
-        packs = set()
-        for name in self._added:
-            place = self._repository.index.find("data", bytes.fromhex(name))
-            if place is None:
-                raise errors.Damaged(f"blob {name[:8]} was not stored")
-            packs.add(place.pack.hex())
-        missing = packs - {stored.name for stored in self._repository.backend.list("data")}
+        named = itertools.chain(self._streamed, *(finished.added() for finished in self._finished.values()))
+        if lost := self._repository.index.missing("data", named):
+            raise errors.Damaged(f"{len(lost)} blobs were not stored, {min(lost)[:8]} is one of them")
+        stored = {pack.hex() for pack in self._saver.packs}
+        missing = stored - {found.name for found in self._repository.backend.list("data")}
         if missing:
             raise errors.Damaged(f"{len(missing)} packs of the backup are not where they were stored")
 

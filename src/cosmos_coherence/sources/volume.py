@@ -154,6 +154,8 @@ class TreeSource:
         ]
         for path in self._added - {each.found.path for each in final if each.found.kind == "file"}:
             self._tree.drop(path)
+        taken_of.clear()  # the list has it all, and a tree may have many names
+        self._scan.names.clear()
         file = self._tree.finish(final)
         return Part(
             name=self._ref.part,
@@ -248,6 +250,8 @@ class TreeSource:
     def _take(self, copied: Copied, started_ns: int) -> None:
         path = copied.found.path
         self._taken[path] = copied
+        if self._scan is not None and self._scan.names.get(path) == copied.found:
+            self._scan.names[path] = copied.found  # one record is enough
         if copied.found.ctime_ns < started_ns - _TICK_NS:
             self._doubtful.discard(path)
         else:
