@@ -5,7 +5,7 @@ small ones. C: A and B again after 1 % has changed. D: nothing changed, 200,000 
 
 Each run is the whole program, with its start, opening the repository and its lock; the programs take turns, and before
 each the machine may become quiet for some seconds. A and B begin with a new repository in every round, C with the same
-one. Data and repositories lie in memory (``/dev/shm``); all of it is removed at the end. Our repository has a key for a
+one. Data and repositories lie on a disk in memory; all of it is removed at the end. Our repository has a key for a
 generated password (scrypt p=1), restic's the one that ``restic init`` makes; with ``--same-key`` both are opened with
 one key file, made by restic. borg and tar run twice.
 """
@@ -14,10 +14,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from benchmarks import repository_data
+from benchmarks.disk import disk
 from benchmarks.sides import RESTIC, Borg, Ours, Restic, Side, Tar, TarZstd
 
 TARGETS = {"A": 2.2, "B": 1.7, "C": 1.7, "D": 2.0, "E restore A": 1.4, "E restore B": 1.3}
@@ -28,13 +28,8 @@ FEW = 2
 def measure(wanted: list[str] | None = None, rounds: int = 5, *, same_key: bool = False) -> list[dict[str, object]]:
     if not RESTIC.exists():
         return [{"not measured": f"no {RESTIC}"}]
-    memory = Path("/dev/shm")
-    place = memory if memory.is_dir() and shutil.disk_usage(memory).free > 10 << 30 else Path("/var/tmp")
-    folder = Path(tempfile.mkdtemp(prefix="cosmos-bench-", dir=place))
-    try:
+    with disk(14) as folder:
         return _Bench(folder, wanted or list("ABCDE"), rounds, same_key).run()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Bench:
