@@ -79,6 +79,10 @@ class RepositoryReader:
         )
         return made.unset
 
+    def tree_id(self, name: str) -> str:
+        """The id of a tree. Raises as ``tree``."""
+        return self._root_of(name).subtree or ""
+
     def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
         """As ``parts.BackupReader`` says; no content is read."""
         return ((entry, sha256) for entry, _, sha256 in self.nodes(name))

@@ -27,12 +27,13 @@ def before_of(repository: Repository, parent: Listed, name: str, cache: TreeCach
     cannot be read any more is no parent.
     """
     with collection.paused():
-        known = cache.load(parent.id, name) if cache is not None else None
-        if known is None:
-            try:
-                known = _read(repository, parent, name)
-            except (errors.Damaged, errors.NotFound):
-                return NOTHING
+        try:
+            reader = RepositoryReader(repository, parent)
+            known = cache.load(name, reader.tree_id(name)) if cache is not None else None
+            if known is None:
+                known = _read(reader, name)
+        except (errors.Damaged, errors.NotFound):
+            return NOTHING
         return _trusted(repository, known, _began_ns(parent) - _TICK_NS)
 
 
@@ -59,12 +60,12 @@ def _is_proof(copied: Copied, before_ns: int) -> bool:
     return found.ctime_ns < before_ns and found.ino != 0 and found.kind != "hardlink"
 
 
-def _read(repository: Repository, parent: Listed, name: str) -> Before:
+def _read(reader: RepositoryReader, name: str) -> Before:
     names: dict[bytes, Copied] = {}
     large: dict[bytes, tuple[str, ...]] = {}
     folders: dict[bytes, str] = {}
     counts: dict[bytes, int] = {}
-    for entry, node, sha256 in RepositoryReader(repository, parent).nodes(name):
+    for entry, node, sha256 in reader.nodes(name):
         path = entry.path
         if path:
             above = path.rpartition(b"/")[0]

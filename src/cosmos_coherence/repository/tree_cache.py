@@ -1,7 +1,7 @@
 """What the last backup saw of each tree, kept on this machine: the next one need not fetch and read every folder again.
 
-Nothing depends on it. It belongs to one snapshot; one that is missing, of another snapshot or damaged counts as none,
-and the trees in the repository say the same, only slower.
+Nothing depends on it. It belongs to a tree, which is named by the hash of all that is in it; one that is missing, of
+another tree or damaged counts as none, and the trees in the repository say the same, only slower.
 
 A file is a run of frames, each with its length before it in four bytes, and the SHA-256 of all that in the end. It is
 written and read frame by frame, so that it costs no memory beyond the names themselves.
@@ -31,8 +31,7 @@ _PIECE: Final = 1 << 20
 
 
 class _Head(msgspec.Struct, array_like=True):
-    snapshot: str
-    name: str
+    tree: str
     large: dict[bytes, tuple[str, ...]]
     folders: dict[bytes, tuple[str, int]]
 
@@ -47,30 +46,38 @@ class TreeCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def load(self, snapshot: str, name: str) -> Before | None:
-        """The tree as that snapshot has it; None when nothing is known."""
+    def load(self, name: str, tree: str) -> Before | None:
+        """What is known of the tree of that id under the name; None when nothing is."""
         try:
             with self._file(name).open("rb") as file:
                 frames = _frames(file, _checked(file))
                 head = _head(next(frames))
-                if (head.snapshot, head.name) != (snapshot, name):
+                if head.tree != tree:
                     return None
                 names = {each.found.path: each for frame in frames for each in _names(frame)}
         except (OSError, ValueError, StopIteration, msgspec.MsgspecError, RecursionError):
             return None
         return Before(names, head.large, head.folders)
 
-    def save(self, snapshot: str, states: Mapping[str, Before]) -> None:
-        """Keep the trees of a snapshot, and no others. Never raises: without room there is no cache."""
+    def save(self, states: Mapping[str, Before]) -> None:
+        """Keep these trees by their names, and no others. Never raises: without room there is no cache."""
         with contextlib.suppress(errors.CosmosError, OSError):
             local.make_private(self._folder)
             for useless in set(self._folder.iterdir()) - {self._file(name) for name in states}:
                 useless.unlink()
             for name, state in states.items():
-                self._save(_Head(snapshot, name, dict(state.large), dict(state.folders)), state.names)
+                if not self._has(name, state.folders[b""][0]):
+                    self._save(self._file(name), state)
 
-    def _save(self, head: _Head, names: Mapping[bytes, Copied]) -> None:
-        new = self._file(head.name).with_suffix(".new")
+    def _has(self, name: str, tree: str) -> bool:
+        """Whether it is there, by its first frame: what is damaged behind that shows when it is read."""
+        with contextlib.suppress(OSError, StopIteration, msgspec.MsgspecError), self._file(name).open("rb") as file:
+            return _head(next(_frames(file, 1))).tree == tree
+        return False
+
+    def _save(self, path: Path, state: Before) -> None:
+        head = _Head(state.folders[b""][0], dict(state.large), dict(state.folders))
+        new = path.with_suffix(".new")
         new.unlink(missing_ok=True)
         with open(local.create(new), "wb") as file:  # noqa: PTH123 - a descriptor
             digest = hashlib.sha256()
@@ -81,11 +88,11 @@ class TreeCache:
                     file.write(piece)
 
             put(msgspec.msgpack.encode(head))
-            left = iter(names.values())
+            left = iter(state.names.values())
             while some := list(islice(left, _TOGETHER)):
                 put(msgspec.msgpack.encode(some))
             file.write(digest.digest())
-        local.publish(new, self._file(head.name))
+        local.publish(new, path)
 
     def _file(self, name: str) -> Path:
         return self._folder / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]

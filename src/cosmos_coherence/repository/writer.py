@@ -160,7 +160,7 @@ class RepositoryWriter:
         self._published(saved)
         self.abort()
         if self._cache is not None:
-            self._cache.save(saved, {name: finished.state for name, finished in self._finished.items()})
+            self._cache.save({name: finished.state for name, finished in self._finished.items()})
         return f"{self._repository.location} snapshot {saved[:8]}"
 
     def abort(self) -> None:

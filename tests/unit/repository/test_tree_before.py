@@ -100,9 +100,9 @@ def test_nothing_is_read_or_stored_again(
         elif way == "cut":
             file.write_bytes(content[:50])
         elif way == "of another":
-            listed = layout.backups(repository.snapshots(), "p")[-1]
-            TreeCache(root.parent / "cache").save("ab" * 32, {NAME: before(repository, root)})
-            assert TreeCache(root.parent / "cache").load(listed.id, NAME) is None
+            state = before(repository, root)
+            TreeCache(root.parent / "cache").save({NAME: state._replace(folders={b"": ("ab" * 32, 1)})})
+            assert TreeCache(root.parent / "cache").load(NAME, state.folders[b""][0]) is None
     monkeypatch.setattr("cosmos_coherence.sources.volume.open_file", None)
     monkeypatch.setattr("cosmos_coherence.repository.small_files.open_file", None)
     first = layout.backups(repository.snapshots(), "p")[-1].snapshot.tree
