@@ -143,7 +143,7 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
                 _await_health(runtime, plan, story)
                 story.begin("capture")
                 parts = tuple(_placed(part, plan) for part in _capture(opened, writer, settings, story))
-            inside = tuple(gap for source in opened for gap in source.gaps)
+                inside = tuple(gap for source in opened for gap in source.gaps)
         finally:
             for source in opened:
                 source.close()
@@ -334,6 +334,7 @@ def _setting(runtime: Runtime, plan: BackupPlan, settings: Settings, run: str, s
         run=run,
         spool=spool,
         primary=primary,
+        still=bool(plan.hold),
         configuration=configuration.configuration_names(
             plan.stack, referenced=runtime.referenced_files(), never=store.private_files(settings)
         ),

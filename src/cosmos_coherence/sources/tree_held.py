@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -26,6 +26,7 @@ class Held:
         self._room = memoryview(bytearray(_MIB))
 
     def take(self, path: bytes, source: tree_read.Store, runs: Iterable[tuple[int, int]]) -> None:
+        """Read these (offset, length) runs of a file. Raises ``CaptureFailed``, or ``NoRoom``."""
         kept = self._runs[path] = []
         try:
             for offset, length in runs:
@@ -42,15 +43,19 @@ class Held:
                 raise errors.NoRoom(f"no room in {self._place} for what changed last: {error.strerror}") from error
             raise errors.CaptureFailed(f"{self._place} cannot be written: {error.strerror}") from error
 
-    def paths(self) -> tuple[bytes, ...]:
-        return tuple(self._runs)
+    def paths(self) -> Collection[bytes]:
+        """What was taken, in that order."""
+        return self._runs.keys()
 
     def content(self, path: bytes, size: int) -> BinaryIO:
+        """The content of a file of this size."""
         return tree_read.content(self, size, self._runs[path])
 
     def read_at(self, position: int, room: memoryview) -> int:
+        """As ``tree_read.Store`` says."""
         self._file.seek(position)
         return int(self._file.readinto(room))
 
     def close(self) -> None:
+        """Forget it all."""
         self._file.close()
