@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.program import cosmos
+from support.sqlite_storm import filling, steps_in
 from support.trees import looks, odd_tree
 
 
@@ -50,3 +51,30 @@ def test_a_folder_that_nobody_names_is_not_written_to(project: Path) -> None:
     (project.parent / "x").mkdir()
     refused = told(project, "restore", saved["backup"], "--yes", status=6)
     assert refused["failure"]["code"] == "hostile"
+
+
+@pytest.mark.parametrize("kind", ["archive", "repository"])
+def test_a_sqlite_database_whose_writer_nobody_holds(project: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "repository":
+        told(project, "init")
+    tree = tmp_path / "srv"
+    with filling(tree / "app.db", tmp_path / "word", "wal", "gently") as writer:
+        for _ in range(2):
+            writer.wait(writer.committed + 100)
+            before = writer.committed
+            saved = told(project, "backup")
+            after = writer.committed
+    assert saved["missing"] == []
+    assert next(part["details"]["sqlite"] for part in saved["parts"] if part["name"] == "files/srv") == "app.db"
+    told(project, "restore", "latest", "--yes")
+    assert [path.name for path in tree.glob("app.db*")] == ["app.db"]
+    assert before <= steps_in(tree / "app.db") <= after + 1
+
+
+def test_a_damaged_sqlite_database_makes_a_backup_incomplete(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "srv" / "app.db").write_bytes(b"SQLite format 3\0" + b"\7" * 9000)
+    saved = told(project, "backup", status=3)
+    [gap] = [gap for gap in saved["missing"] if "app.db" in gap["what"]]
+    assert gap["why"].startswith("SQLite finds it damaged; it is kept as it is")
+    told(project, "restore", saved["backup"], "--yes", status=0)
+    assert (tmp_path / "srv" / "app.db").read_bytes() == b"SQLite format 3\0" + b"\7" * 9000

@@ -137,7 +137,7 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
                 )  # fmt: skip
                 story.begin("capture")
                 parts = tuple(_placed(part, plan) for part in _capture(opened, writer, settings, story))
-            inside = tuple(gap for source in opened for gap in source.gaps)
+                inside = tuple(gap for source in opened for gap in source.gaps)
         finally:
             for source in opened:
                 source.close()
@@ -272,6 +272,7 @@ def _setting(runtime: Runtime, plan: BackupPlan, settings: Settings, run: str, s
         run=run,
         spool=spool,
         primary=primary,
+        still=bool(plan.holding.freeze or plan.holding.quiet),
         configuration=configuration.configuration_names(
             plan.stack, referenced=runtime.referenced_files(), never=store.private_files(settings)
         ),

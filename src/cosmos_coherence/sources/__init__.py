@@ -32,6 +32,8 @@ class Setting:
     """Names below the project's folder that are its configuration."""
     primary: tuple[str, ...] = ()
     """The services whose dumps get the plain names ``database.sql`` and ``redis/dump.rdb``."""
+    still: bool = True
+    """Whether anybody is held for the instant."""
 
 
 def open_source(ref: SourceRef, setting: Setting) -> Source:
@@ -43,7 +45,7 @@ def open_source(ref: SourceRef, setting: Setting) -> Source:
         case "redis":
             return RedisSource(ref, setting.runtime, setting.run, primary=primary)
         case "volume" | "files":
-            return TreeSource(ref, _reachable(ref.path, ref.part), spool=setting.spool)
+            return TreeSource(ref, _reachable(ref.path, ref.part), spool=setting.spool, still=setting.still)
         case "config":
             return ConfigSource(ref, _reachable(ref.path, ref.part), setting.configuration)
 

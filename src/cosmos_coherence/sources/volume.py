@@ -18,7 +18,7 @@ from cosmos_coherence.drivers import open_files
 from cosmos_coherence.drivers.folders import GONE, Folders, Runs, data_runs, from_stat, open_file, xattrs, xattrs_at
 from cosmos_coherence.model import Copied, Fingerprint, Found, Gap, Part, SourceRef
 from cosmos_coherence.parts import Sink, TreeWriter
-from cosmos_coherence.sources import tree_print, tree_read, tree_scan
+from cosmos_coherence.sources import sqlite, sqlite_live, tree_print, tree_read, tree_scan
 from cosmos_coherence.sources.config_restore import ConfigRestorer
 from cosmos_coherence.sources.tree_held import Held
 from cosmos_coherence.sources.tree_restore import TreeRestorer
@@ -48,11 +48,14 @@ class TreeSource:
 
     def __init__(
         self, ref: SourceRef, root: Path, *, spool: Path, settle_bytes: int = 8 * _MIB, rounds: int = 5,
-        many: int = _MANY,
+        many: int = _MANY, still: bool = True,
     ) -> None:  # fmt: skip
-        """Where there are ``many`` names, what has changed is not found by walking again but told by the kernel."""
+        """Where there are ``many`` names, what has changed is not found by walking again but told by the kernel.
+
+        ``still``: writers stand still at the anchor. Otherwise SQLite copies its databases, each whole for itself.
+        """
         self._ref, self._root, self._spool = ref, root, spool
-        self._settle_bytes, self._rounds, self._many = settle_bytes, rounds, many
+        self._settle_bytes, self._rounds, self._many, self._still = settle_bytes, rounds, many, still
         self._tree: TreeWriter | None = None
         self._taken: dict[bytes, Copied] = {}
         """What was read of each name. A later walk that finds it as it was then need not read it again..."""
@@ -76,6 +79,7 @@ class TreeSource:
         """No time tells whether a file was written: it is so when it was told, or when somebody may write unseen."""
         self._links: dict[bytes, bytes] = {}
         self._held: Held | None = None
+        self._databases = sqlite.Databases()
         self._restless: list[bytes] = []
         self._anchored_at = ""
 
@@ -95,6 +99,7 @@ class TreeSource:
         ]
         why = "it changed while the writers were held: something outside the stack writes to it"
         gaps += [Gap(f"{tree_scan.show(path)} {of}", why) for path in self._restless]
+        gaps += self._databases.gaps(of, self._held.paths() if self._held is not None else ())
         if excluded := sorted(self._scan.excluded):
             size = tree_scan.size_of(self._root, excluded)
             gaps.append(Gap(f"{len(excluded)} names {of}", "left out by a pattern", size, chosen=True))
@@ -109,6 +114,8 @@ class TreeSource:
                 self._timeless = is_memory(folders.root)
             if not self._timeless:
                 self._taken = {known.found.path: known for known in self._tree.known()}
+        if not self._still:
+            self._copy_databases(self._tree)
         for _ in range(self._rounds):
             started_ns = time.time_ns()
             with self._reading(b""), Folders(self._root) as folders:
@@ -142,15 +149,18 @@ class TreeSource:
         assert self._tree is not None
         assert self._scan is not None
         assert self._held is not None
+        names, beside = self._scan.names, self._databases.beside()
+        sqlite.prove(self._root, names, self._held, self._spool, self._added, self._databases)
         for path in self._held.paths():
             taken = self._taken[path]
             with self._held.content(path, taken.found.size) as content:
                 self._taken[path] = structs.replace(taken, sha256=self._tree.add(taken.entry(), content))
             self._added.add(path)
-        links, taken_of = self._links, self._taken
+        links, taken_of, apart = self._links, self._taken, self._databases.apart
         final = [
-            tree_scan.link(found, links[path]) if path in links else taken_of[path]
-            for path, found in sorted(self._scan.names.items())
+            tree_scan.link(found, links[path]) if path in links else apart.get(path) or taken_of[path]
+            for path, found in sorted(names.items())
+            if path not in beside
         ]
         for path in self._added - {each.found.path for each in final if each.found.kind == "file"}:
             self._tree.drop(path)
@@ -163,7 +173,8 @@ class TreeSource:
             files=(file,),
             volume=self._ref.volume,
             anchored_at=self._anchored_at.replace("+00:00", "Z"),
-            details={"sockets": str(len(self._scan.sockets))} if self._scan.sockets else {},
+            details=self._databases.details()
+            | ({"sockets": str(len(self._scan.sockets))} if self._scan.sockets else {}),
             fingerprint=Fingerprint(tree=tree_print.print_of(final)),
         )
 
@@ -188,6 +199,7 @@ class TreeSource:
             self._held.close()
         self._held = None
         self._restless = []
+        self._databases = sqlite.Databases()
 
     def _look_around(self, *, watch: bool) -> list[Found]:
         """Bring the scan up to date; what of it is not surely as it was copied.
@@ -234,9 +246,10 @@ class TreeSource:
 
     def _unsettled(self, scan: Scan, looked: Iterable[bytes]) -> Iterator[Found]:
         known, doubtful, links = self._taken, self._doubtful, self._links
+        copied = self._databases.apart.keys() | self._databases.beside()
         for path in looked:
             found = scan.names.get(path)
-            if found is None or path in links:
+            if found is None or path in links or path in copied:
                 continue
             taken = known.get(path)
             if (
@@ -280,6 +293,22 @@ class TreeSource:
         # One that was not read, or was written while it was, may not be told of again.
         self._suspects = {found.path for found in unsettled if self._is_unsure(found)}
         return cost
+
+    def _copy_databases(self, tree: TreeWriter) -> None:
+        """Where nobody stands still: what is in use of them, by SQLite itself."""
+        names = tree_scan.walk(self._root, self._ref.exclude).names
+        with self._reading(b""), Folders(self._root) as folders:
+            for found in sqlite.databases(folders, names):
+                with sqlite_live.copy_of(self._root, folders, found, self._spool, self._databases) as content:
+                    if content is not None:
+                        self._add_database(folders, found, content, tree)
+
+    def _add_database(self, folders: Folders, found: Found, content: BinaryIO, tree: TreeWriter) -> None:
+        with self._opened(folders, found) as (_, copied):
+            if copied is not None:
+                clean = sqlite_live.cleaned(copied, content)
+                self._databases.apart[found.path] = structs.replace(clean, sha256=tree.add(clean.entry(), content))
+                self._added.add(found.path)
 
     def _is_unsure(self, found: Found) -> bool:
         taken = self._taken.get(found.path)
