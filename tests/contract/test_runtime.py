@@ -90,9 +90,11 @@ def test_a_volume_s_files_lie_where_its_path_says(sample: Sample) -> None:
 
 
 def test_state_directory_is_private_and_stays_the_same(runtime: Runtime) -> None:
+    assert runtime.found_state_directory() is None, "to look for it made it"
+    assert runtime.found_state_directory() is None
     folder = runtime.state_directory()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert runtime.state_directory() == folder
+    assert runtime.state_directory() == runtime.found_state_directory() == folder
 
 
 # --------------------------------------------------------------------------------------------------- commands

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from cosmos_coherence.cli import beside, context, render
+from cosmos_coherence.cli import beside, context, healing, render
 from cosmos_coherence.flow import backup as flow
 from cosmos_coherence.flow import events, retention, upkeep
 from cosmos_coherence.flow import recover as recovering
@@ -50,6 +50,7 @@ def forget(*, dry_run: bool, prune: bool, keep_within: str | None, as_json: bool
             runtime = context.runtime(settings)
             if (status := beside.volumes(runtime, settings)) is not None:
                 return status
+            healing.first(settings, runtime)
             state = runtime.state_directory()
         gone = retention.apply(settings, directory, project=project, now_s=time.time(), state=state)
     pruned = upkeep.prune(settings, dry_run=dry_run) if prune else None

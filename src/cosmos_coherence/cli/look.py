@@ -7,7 +7,7 @@ import typer
 from cosmos_coherence import errors
 from cosmos_coherence.archive import listing
 from cosmos_coherence.archive.verify import verify_archive
-from cosmos_coherence.cli import beside, context, render
+from cosmos_coherence.cli import beside, context, healing, render
 from cosmos_coherence.flow import doctor as examining
 from cosmos_coherence.flow import events, inventory, upkeep
 from cosmos_coherence.flow import health as checking
@@ -22,6 +22,7 @@ def status(*, as_json: bool) -> int:
     runtime = context.runtime(settings)
     if (exit_status := beside.volumes(runtime, settings)) is not None:
         return exit_status
+    healing.first(settings, runtime)
     stack = runtime.stack()
     backups = context.backups(settings)
     coverage = survey(stack, settings, backups=backups)
@@ -128,6 +129,7 @@ def check(name: str, *, read_data: str, as_json: bool) -> int:
 
 
 def _check_repository(settings: Settings, share: float, *, as_json: bool) -> int:
+    healing.first(settings)
     checked = upkeep.check(settings, read_share=share, state=context.state(settings), project=context.project(settings))
     found, status = checked.report, "done" if checked.report.sound else "failed"
     if as_json:
@@ -163,13 +165,15 @@ def _share(text: str) -> float:
 def health(*, as_json: bool) -> int:
     """Run the checks; 1 when one of them fails."""
     settings = context.settings()
+    healing.first(settings)
     found = checking.check_stack(lambda: context.runtime(settings), settings, backups=context.backups(settings))
     return _checks(found, as_json=as_json)
 
 
 def doctor(*, as_json: bool) -> int:
-    """Look at what a run needs; 1 when something is missing."""
+    """Look at what a run needs, once leftovers are healed; 1 when something is missing."""
     settings = context.settings()
+    healing.first(settings)
     found = examining.examine(lambda: context.runtime(settings), settings, backups=context.backups(settings))
     return _checks(found, as_json=as_json)
 

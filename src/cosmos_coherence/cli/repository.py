@@ -13,7 +13,7 @@ import typer
 
 from cosmos_coherence import errors
 from cosmos_coherence.archive.reader import ArchiveReader
-from cosmos_coherence.cli import context, render
+from cosmos_coherence.cli import context, healing, render
 from cosmos_coherence.flow import backup as backing
 from cosmos_coherence.flow import contents, initialise, known, store, transfer, upkeep
 from cosmos_coherence.flow.recover import RESTORE_SPOOL
@@ -141,6 +141,7 @@ def import_(name: str, *, as_json: bool) -> int:
         identity, project = reader.manifest.id, reader.manifest.project
         held = {each.id for each in store.kept(store.open_repository(settings), project)}
         if identity not in held:
+            healing.first(settings)
             state, own, said = context.state(settings), context.project(settings) or project, ""
 
             def published(repository: Repository, snapshot: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from cosmos_coherence import errors
-from cosmos_coherence.cli import beside, context, render
+from cosmos_coherence.cli import beside, context, healing, render
 
 _PORTS = {"api": 8000, "dashboard": 8050}
 
@@ -43,6 +43,7 @@ def serve(what: str, *, host: str, port: int | None, reload: bool) -> int:
 def _agent() -> int:
     from cosmos_coherence.agent import loop
     from cosmos_coherence.agent.job import backup_job, drain_history
+    from cosmos_coherence.cut.journal import anything_pending
     from cosmos_coherence.settings import load_serve
 
     settings = context.settings()
@@ -54,11 +55,14 @@ def _agent() -> int:
         signal.signal(number, lambda *_: stop.set())
     typer.echo(f"agent of {settings.stack.project}: next backup {loop.next_due(settings.schedule, loop.utc_now())}")
 
+    def elsewhere(*verb: str) -> bool:
+        stack = runtime.stack()
+        call = ("--directory", str(stack.directory), "--project", stack.project, *verb)
+        return beside.volumes(runtime, settings, arguments=call) is not None
+
     def job() -> None:
         try:
-            stack = runtime.stack()
-            call = ("--directory", str(stack.directory), "--project", stack.project, "backup", "--json")
-            if beside.volumes(runtime, settings, arguments=call) is None:
+            if not elsewhere("backup", "--json"):
                 render.report(backup_job(runtime, settings, context.backups(settings)), json_wanted=True)
         except errors.CosmosError as error:
             typer.echo(f"error: {error.message}", err=True)
@@ -66,5 +70,10 @@ def _agent() -> int:
             typer.echo(f"history waits in the spool: {why}", err=True)
         sys.stdout.flush()
 
+    try:
+        if anything_pending(state) and not elsewhere("recover"):
+            healing.first(settings, runtime)
+    except errors.CosmosError as error:
+        typer.echo(f"leftovers wait for the next backup: {error.message}", err=True)
     loop.run(settings.schedule, state, job, stop=stop)
     return 0

@@ -169,6 +169,18 @@ class Journal:
             return tuple(sorted(self._folder.glob("*.broken")))
 
 
+def anything_pending(directory: Path) -> bool:
+    """Whether the journal in ``directory`` has an open obligation, by one listing: nothing is made, and none is read.
+
+    False too where it may not be looked at.
+    """
+    try:
+        with os.scandir(directory / "journal") as listed:
+            return any(entry.name.endswith(".json") for entry in listed)
+    except OSError:
+        return False
+
+
 def _read(path: Path) -> Record:
     sealed = msgspec.json.decode(path.read_bytes(), type=_Sealed)
     if hashlib.sha256(sealed.record).hexdigest() != sealed.sha256:

@@ -112,6 +112,15 @@ class DockerRuntime:
             )
         return _private(path)
 
+    def found_state_directory(self) -> Path | None:
+        """See ``Runtime``. Raises as ``Engine.ask`` does when the engine cannot be asked."""
+        if self.chosen_state_directory:
+            return self.chosen_state_directory if self.chosen_state_directory.is_dir() else None
+        try:
+            return self.reach.volume(self.engine.ask("inspect_volume", f"{self.project}_{STATE_VOLUME}"))
+        except errors.NotFound:
+            return None
+
     def run(
         self,
         service: str,

@@ -66,6 +66,11 @@ class LocalRuntime:
         """See ``Runtime``."""
         return self._made(".cosmos", 0o700)
 
+    def found_state_directory(self) -> Path | None:
+        """See ``Runtime``."""
+        path = self.folder / ".cosmos"
+        return path if path.is_dir() else None
+
     def run(
         self,
         service: str,

@@ -67,6 +67,10 @@ class Runtime(Protocol):
         """The one folder for journal and run lock that host, container and agent share; made (mode 0700) if missing."""
         ...
 
+    def found_state_directory(self) -> Path | None:
+        """The same for a call that only looks: None where there is none yet, or where it cannot be reached."""
+        ...
+
     def run(
         self,
         service: str,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from cosmos_coherence import errors
 from cosmos_coherence.archive.writer import discard
@@ -20,6 +21,10 @@ from cosmos_coherence.storage import local
 
 RESTORE_SPOOL = ".spool-restore-"
 """Where an archive lies unpacked while it is being restored."""
+
+Reachable = Literal["volumes", "writers", "nothing"]
+"""What can be healed from here. In a container that does not see the host's control groups it is ``nothing``: there a
+frozen writer looks like one that has ended, and its record would be closed."""
 
 
 def recover(runtime: Runtime, story: Story, *, backups: Path) -> Report:
@@ -48,7 +53,38 @@ def healed(runtime: Runtime, state: Path, story: Story, *, backups: Path) -> boo
     return sentences > 0
 
 
+def heal_first(
+    runtime: Runtime, state: Path, *, run: str, backups: Path, reach: Reachable, tell: Callable[[str], None]
+) -> None:
+    """What a verb that only looks heals before it does, in sentences; for a journal that is not empty.
+
+    Nothing is raised for what the catalogue knows: the verb goes on. When another run is under way the journal is its
+    own, and is not touched. What is out of ``reach`` is left to a ``recover`` beside the volumes, and named.
+    """
+    try:
+        with run_lock(state, run=run, what="recover"):
+            journal = Journal(state)
+            if reach != "nothing":
+                for sentence in _let_go(runtime, journal):
+                    tell(sentence)
+            if reach == "volumes":
+                for sentence in _clear(runtime, journal, backups):
+                    tell(sentence)
+            elif left := journal.pending():
+                runs = ", ".join(sorted({note.record.run for note in left}))
+                tell(f"not all that run {runs} left behind can be healed from here: run `cosmos recover`")
+    except errors.Locked:
+        return
+    except errors.CosmosError as error:
+        tell(f"not everything that a run left behind could be healed: {error.message}. {error.remedy}")
+
+
 def _heal(runtime: Runtime, journal: Journal, backups: Path) -> Iterator[str]:
+    yield from _let_go(runtime, journal)
+    yield from _clear(runtime, journal, backups)
+
+
+def _let_go(runtime: Runtime, journal: Journal) -> Iterator[str]:
     yield from release_leftovers(journal)
     yield from quiet_leftovers(runtime, journal)
     journal.discard_drafts()
@@ -64,6 +100,9 @@ def _heal(runtime: Runtime, journal: Journal, backups: Path) -> Iterator[str]:
         else:
             yield f"put back the save settings of {service}"
         settings.close()
+
+
+def _clear(runtime: Runtime, journal: Journal, backups: Path) -> Iterator[str]:
     for spool in journal.pending(SpoolRecord):
         _sweep(runtime, spool.record)
         folder = Path(spool.record.path)
