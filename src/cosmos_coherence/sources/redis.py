@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Final
 
 from cosmos_coherence import errors
@@ -23,11 +24,18 @@ _SAID: Final = 4096
 _BUSY: Final = ("loading", "rdb_bgsave_in_progress", "aof_rewrite_in_progress", "aof_rewrite_scheduled")
 _QUIET: Final = {"save": "", "auto-aof-rewrite-percentage": "0"}
 """What keeps the server from starting a save or rewrite by itself."""
-_PLACES: Final = ("dir", "dbfilename", "appendonly", "appenddirname", "appendfilename")
+_PLACES: Final = ("dir", "dbfilename", "appendonly", "appenddirname", "appendfilename", "aclfile")
 _USUAL: Final = {"dir": ".", "dbfilename": "dump.rdb"}
 """Where a dump lies when the server does not say: in the folder that its container starts in."""
 
-_SWEEP: Final = 'rm -f "$1"/.cosmos-*.rdb'
+_SWEEP: Final = """\
+for kept in "$1"/.cosmos-*.rdb; do
+    case $kept in *.only.rdb) [ ! "$kept" -ef "$1/$2" ] || rm -f "$1/$2" ;; esac
+    rm -f "$kept"
+done
+"""
+"""A dump where none was before goes too: a server that never saves would start with it next time, and not empty."""
+_IS_THERE: Final = 'if [ -e "$1/$2" ]; then echo there; fi'
 _KEEP: Final = 'ln "$1" "$2" 2>/dev/null || cp "$1" "$2"'
 _CHECK: Final = """\
 for tool in redis-check-rdb valkey-check-rdb; do
@@ -46,6 +54,8 @@ class RedisSource:
         self._session: Session | None = None
         self._changed: dict[str, str] = {}
         self._quiet = False
+        self._alone: bool | None = None
+        """Whether the server has no dump and makes none by itself."""
         self._places: dict[str, str] = {}
         self._server = sessions.Server("redis", "")
         self._anchor_s = 0
@@ -69,18 +79,25 @@ class RedisSource:
         return {name: value for name, value in found.items() if value is not None and value != _QUIET[name]}
 
     def prepare(self, sink: Sink) -> None:
-        """Connect, keep saves from starting by themselves, and wait out one that runs. What a session raises."""
+        """Connect, keep saves from starting by themselves, and wait out one that runs.
+
+        Raises ``Unsupported`` for a replica, a cluster's node or a sentinel, and what a session raises.
+        """
         self.close()
         wanted = self.settings_to_restore()
         session = self._session = self._open()
+        self._server = sessions.server(sessions.require_alone(session, self._ref.service))
+        session.permitted(session.ask("TIME"))
+        never = session.config("save") == ""
         for name, value in wanted.items():
             if not sessions.fault(session.ask(f"CONFIG SET {name} {argument(_QUIET[name])}")):
                 self._changed[name] = value
         self._quiet = all(session.config(name) == value for name, value in _QUIET.items())
-        self._server = sessions.server(session.info("server"))
         found = {name: session.config(name) for name in _PLACES}
         self._places = _USUAL | {name: value for name, value in found.items() if value}
-        self._command(_SWEEP, self._places["dir"])
+        self._command(_SWEEP, self._places["dir"], self._places["dbfilename"])
+        if self._alone is None:
+            self._alone = never and not self._command(_IS_THERE, self._places["dir"], self._places["dbfilename"])
         _await_saves(session)
         self._clients = tuple(_others(session))
 
@@ -90,8 +107,10 @@ class RedisSource:
         Raises ``CutFailed`` when another save or rewrite has begun, ``CaptureFailed`` when the server cannot fork.
         """
         assert self._session is not None
+        session = self._session
         self._anchored_at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        time_, before, answer, after = self._session.each("TIME", "INFO keyspace", "BGSAVE", "INFO keyspace")
+        time_, before, answer, after = session.each("TIME", "INFO keyspace", "BGSAVE", "INFO keyspace")
+        session.permitted(answer)
         if not answer or not answer[0].startswith("Background saving started"):
             reason = answer[0] if answer else "no answer"
             if re.search("progress|scheduled|child process", reason):
@@ -110,7 +129,7 @@ class RedisSource:
         if saved["rdb_last_bgsave_status"] != "ok":
             raise self._unsaved("the save failed")
         folder = self._places["dir"].rstrip("/")
-        kept = f"{folder}/.cosmos-{self._run}.rdb"
+        kept = f"{folder}/.cosmos-{self._run}{'.only' if self._alone else ''}.rdb"
         try:
             self._command(_KEEP, f"{folder}/{self._places['dbfilename']}", kept)
             if _saves(self._session.info("persistence")) != _saves(saved):
@@ -119,7 +138,7 @@ class RedisSource:
             file = self._copy(sink, kept)
         finally:
             with suppress(errors.CosmosError):
-                self._command(_SWEEP, folder)
+                self._command(_SWEEP, folder, self._places["dbfilename"])
         details = {**self._places, "server": self._server.name, "stream": self._stream}
         if not self._quiet:
             details["saves"] = "could start by themselves: this user may not change the settings"
@@ -137,17 +156,24 @@ class RedisSource:
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
-        """All of it is captured, or nothing."""
-        return ()
+        """The file of its users when it lies beside the data, where no other source looks; else all is captured."""
+        users, folder = self._places.get("aclfile", ""), PurePosixPath(self._places.get("dir", "."))
+        if not users or (folder / users).parent != folder:
+            return ()
+        return (
+            Gap(f"users of {self._ref.service} in {users}", "no dump holds them; keep them on a mount of their own"),
+        )
 
     def clients(self) -> tuple[tuple[str, str], ...]:
         """(address, name) of every other client, as ``prepare`` found them; no address for a local one."""
         return self._clients
 
     def close(self) -> None:
-        """Put the settings back and disconnect."""
+        """Put the settings back and disconnect. A server that we may not silence is not left refusing writes either."""
         if self._session is not None:
             with suppress(errors.CosmosError):
+                if self._anchored_at and not self._quiet:
+                    _require_good_save(self._session)
                 _put_back(self._session, self._changed)
             self._session.close()
         self._session, self._changed = None, {}
@@ -155,7 +181,7 @@ class RedisSource:
     def _open(self) -> Session:
         return Session(self._runtime, self._ref.service, self._run)
 
-    def _command(self, script: str, *argv: str) -> None:
+    def _command(self, script: str, *argv: str) -> bytes:
         child = self._runtime.run(self._ref.service, ["sh", "-c", script, "sh", *argv])
         said = b""
         try:
@@ -164,6 +190,7 @@ class RedisSource:
         except errors.CommandFailed as error:
             text = said.decode("utf-8", "replace").strip() or error.stderr.strip() or error.message
             raise self._unsaved(text.splitlines()[-1]) from error
+        return said
 
     def _copy(self, sink: Sink, path: str) -> PartFile:
         check = DumpCheck()
@@ -191,8 +218,8 @@ class RedisSource:
 def remove_leftovers(runtime: Runtime, service: str) -> None:
     """Remove the dumps that a killed run had the server keep. What a session raises, ``CommandFailed``."""
     with Session(runtime, service, "recover") as session:
-        folder = session.config("dir") or _USUAL["dir"]
-    with runtime.run(service, ["sh", "-c", _SWEEP, "sh", folder]):
+        places = [session.config(name) or usual for name, usual in _USUAL.items()]
+    with runtime.run(service, ["sh", "-c", _SWEEP, "sh", *places]):
         pass
 
 

@@ -92,7 +92,8 @@ class RedisRestorer:
     def stage(self, reader: PartReader) -> None:
         """Write the files beside the live ones; the server may run or not. May be repeated until ``swap``.
 
-        Raises ``Unsupported`` for a server too old for the dump, ``Damaged`` for no whole dump, ``NoRoom``.
+        Raises ``Unsupported`` for a server too old for the dump and for one that is not its own master, ``Damaged`` for
+        no whole dump, ``NoRoom``.
         """
         journal = self._staging.load(_Journal)
         if journal is not None and journal.phase not in ("staging", "staged"):
@@ -190,7 +191,7 @@ class RedisRestorer:
         places = dict(self._part.details)
         server = sessions.Server(places.get("server", "redis"), self._part.version)
         with suppress(errors.ServiceDown), Session(self._runtime, self._service, self._run) as session:
-            server = sessions.server(session.info("server"))
+            server = sessions.server(sessions.require_alone(session, self._service))
             for name in _PLACES:
                 if value := session.config(name):
                     places[name] = value

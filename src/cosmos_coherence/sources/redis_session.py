@@ -1,5 +1,5 @@
 """Talking to a Redis or Valkey server through its own command line client, over the standard input of a command in its
-service. The password comes from the service's own environment and is never an argument."""
+service. User, password and certificates come from the service's own environment; the password is never an argument."""
 
 from __future__ import annotations
 
@@ -21,12 +21,28 @@ elif [ -z "${REDISCLI_AUTH-}" ]; then
     REDISCLI_AUTH=${REDIS_PASSWORD-}
 fi
 [ -z "$REDISCLI_AUTH" ] || export REDISCLI_AUTH
-command -v redis-cli >/dev/null && exec redis-cli
-exec valkey-cli
+set --
+if [ -n "${REDIS_USERNAME-}" ]; then set -- --user "$REDIS_USERNAME"; fi
+port=${REDIS_PORT_NUMBER-}
+case ${REDIS_TLS_ENABLED-} in
+yes | true | 1)
+    port=${REDIS_TLS_PORT_NUMBER:-$port}
+    set -- "$@" --tls
+    if [ -n "${REDIS_TLS_CA_FILE-}" ]; then set -- "$@" --cacert "$REDIS_TLS_CA_FILE"; else set -- "$@" --insecure; fi
+    if [ -n "${REDIS_TLS_CERT_FILE-}" ]; then
+        set -- "$@" --cert "$REDIS_TLS_CERT_FILE" --key "${REDIS_TLS_KEY_FILE-}"
+    fi
+    ;;
+esac
+if [ -n "$port" ]; then set -- "$@" -p "$port"; fi
+command -v redis-cli >/dev/null && exec redis-cli "$@"
+exec valkey-cli "$@"
 """
-"""What the client says on its standard error comes between the answers: it lives on when it cannot connect."""
+"""The names are those of the most used images. What the client says on its standard error comes between the answers: it
+lives on when it cannot connect."""
 
 _DOWN: Final = ("LOADING ", "Could not connect", "Error: ")
+_HUNG_UP: Final = re.compile(r"closed the connection|reset by peer|wrong version number|SSL_connect")
 _FAULT: Final = re.compile(r"[A-Z]{3,} ")
 
 
@@ -77,8 +93,17 @@ class Session:
         raise self._down(lines[-1] if lines else "its client ended")
 
     def info(self, section: str) -> dict[str, str]:
-        """A section of ``INFO``."""
-        return fields(self.ask(f"INFO {section}"))
+        """A section of ``INFO``. ``AccessDenied`` when this user may not ask for it."""
+        return fields(self.permitted(self.ask(f"INFO {section}")))
+
+    def permitted(self, answer: list[str]) -> list[str]:
+        """The same answer. ``AccessDenied`` when it says that this user may not."""
+        if refused := next((line for line in answer if line.startswith("NOPERM ")), ""):
+            raise errors.AccessDenied(
+                f"the Redis server of {self._service} refuses us: {refused}",
+                remedy="Give the user the commands that docs/protect-your-stack.md lists.",
+            )
+        return answer
 
     def config(self, name: str) -> str | None:
         """A setting; None when it does not exist or this user may not read it."""
@@ -97,7 +122,10 @@ class Session:
         self.close()
 
     def _down(self, reason: str) -> errors.ServiceDown:
-        return errors.ServiceDown(f"the Redis server of {self._service} does not answer: {reason}")
+        remedy = None
+        if _HUNG_UP.search(reason):
+            remedy = "If it takes TLS only, say so in the service's environment: docs/protect-your-stack.md."
+        return errors.ServiceDown(f"the Redis server of {self._service} does not answer: {reason}", remedy=remedy)
 
 
 def argument(text: str) -> str:
@@ -145,3 +173,26 @@ def server(info: Mapping[str, str]) -> Server:
     if "valkey_version" in info:
         return Server("valkey", info["valkey_version"])
     return Server("redis", info.get("redis_version", ""))
+
+
+def require_alone(session: Session, service: str) -> Mapping[str, str]:
+    """The section ``server`` of one that is its own master.
+
+    ``Unsupported`` for a replica, a cluster's node, a sentinel: what those hold is not all data, or not of the instant.
+    """
+    found = session.info("server")
+    mode = found.get("redis_mode") or found.get("server_mode", "standalone")
+    if mode != "standalone":
+        raise errors.Unsupported(
+            f"the Redis server of {service} runs as {mode}, which cannot be captured or restored",
+            remedy="Label the service `cosmos.kind=none` and its volume `cosmos.exclude=true`.",
+        )
+    replication = session.info("replication")
+    if replication.get("role") == "slave":
+        master = f"{replication.get('master_host')}:{replication.get('master_port')}"
+        raise errors.Unsupported(
+            f"the Redis server of {service} is a replica of {master}: it may lack what its master has acknowledged, and"
+            " would lose what is restored into it",
+            remedy="Protect the master; label this service `cosmos.kind=none` and its volume `cosmos.exclude=true`.",
+        )
+    return found
