@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import repository, start_up, volume
+from benchmarks import repository, start_up, tree_pause, volume
 
 RESULTS = Path("data/results")
 
@@ -17,7 +17,8 @@ def main() -> None:
     tables = {
         "start-up": start_up.measure(),
         "volume of 1 GiB": volume.measure(),
-        "repository, beside restic": repository.measure(),
+        "repository, beside restic, borg and tar": repository.measure(),
+        "100,000 files in the pause": tree_pause.measure(),
     }
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
     taken = datetime.now(UTC).isoformat(timespec="seconds")

@@ -36,7 +36,8 @@ _PATH = os.environ.get("PATH", os.defpath)
 _BY_HAND = dict(item.split("=", 1) for item in os.environ.get("COSMOS_TEST_POSTGRES", "").split())
 
 POSTGRES = (15, 17, 18, *map(int, _BY_HAND))
-"""The versions that every test of the source runs on: the system's, an image's, a wheel's, and those named by hand."""
+"""The versions that the tests of the source run on (``contract/conftest.py`` says which in the suite): the system's,
+an image's, a wheel's, and those named by hand."""
 REDIS = ("7.0", "6.2", "8.0", "valkey 8.1")
 """The same: the system's, a wheel's, and two images'."""
 _IMAGES = {"8.0": "redis:8", "valkey 8.1": "valkey/valkey:8"}

@@ -26,6 +26,7 @@ _BUCKETS: Final = 256
 _CROWDED: Final = 64
 """Records in a bucket on average before there are twice as many buckets."""
 _MOST: Final = (1 << 32) - 1
+_GONE: Final = bytearray()
 
 
 class Index:
@@ -188,11 +189,12 @@ class Index:
         spread: list[bytearray] = []
         byte, bit = divmod(self._bits - 1, 8)
         mask = 0x80 >> bit
-        for bucket in self._buckets:
-            halves = bytearray(), bytearray()
+        for number, bucket in enumerate(self._buckets):
+            halves: tuple[list[bytearray], list[bytearray]] = [], []
             for at in range(0, len(bucket), _SIZE):
-                halves[bool(bucket[at + byte] & mask)].extend(bucket[at : at + _SIZE])
-            spread.extend(halves)
+                halves[bool(bucket[at + byte] & mask)].append(bucket[at : at + _SIZE])
+            spread += (bytearray().join(half) for half in halves)  # exactly as large as they are
+            self._buckets[number] = _GONE  # so that the old and the new are never there together
         self._buckets = spread
 
 
