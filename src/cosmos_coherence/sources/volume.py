@@ -114,8 +114,6 @@ class TreeSource:
                 self._timeless = is_memory(folders.root)
             if not self._timeless:
                 self._taken = {known.found.path: known for known in self._tree.known()}
-        if not self._still:
-            self._copy_databases(self._tree)
         for _ in range(self._rounds):
             started_ns = time.time_ns()
             with self._reading(b""), Folders(self._root) as folders:
@@ -125,6 +123,8 @@ class TreeSource:
             _refuse_live_postgres(self._root, self._scan)
             if self._copy(changed, started_ns, self._tree) < self._settle_bytes:
                 break
+        if not self._still:
+            self._copy_databases(self._tree)
         self._suspect()
 
     def anchor(self) -> None:
@@ -296,9 +296,9 @@ class TreeSource:
 
     def _copy_databases(self, tree: TreeWriter) -> None:
         """Where nobody stands still: what is in use of them, by SQLite itself."""
-        names = tree_scan.walk(self._root, self._ref.exclude).names
+        assert self._scan is not None
         with self._reading(b""), Folders(self._root) as folders:
-            for found in sqlite.databases(folders, names):
+            for found in sqlite.databases(folders, self._scan.names):
                 with sqlite_live.copy_of(self._root, folders, found, self._spool, self._databases) as content:
                     if content is not None:
                         self._add_database(folders, found, content, tree)
