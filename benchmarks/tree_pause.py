@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from benchmarks.disk import disk
-from cosmos_coherence.model import Copied, Entry, PartFile, SourceRef
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry, PartFile, SourceRef
 from cosmos_coherence.sources.volume import TreeSource
 
 FILES, FOLDERS = 100_000, 1_000

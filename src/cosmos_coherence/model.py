@@ -6,13 +6,10 @@ bytes, times are nanoseconds since the epoch (``*_ns``), RFC 3339 text in UTC (`
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-
-import msgspec
 
 ServiceState = Literal["running", "paused", "restarting", "exited", "created", "missing"]
 Health = Literal["healthy", "unhealthy", "starting"]
@@ -149,60 +146,6 @@ class Entry:
     device: tuple[int, int] = (0, 0)
     data: tuple[tuple[int, int], ...] | None = None
     """For a sparse file: its (offset, length) runs of data; None for a file without holes."""
-
-
-class Found(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One name as the disk has it. Two that are equal have the same metadata; content is a matter of the times."""
-
-    path: bytes
-    kind: EntryKind
-    mode: int = 0o644
-    """Permission bits only."""
-    uid: int = 0
-    gid: int = 0
-    size: int = 0
-    mtime_ns: int = 0
-    ctime_ns: int = 0
-    dev: int = 0
-    """0 for the device of the root, whose number may be another one after the next start of the machine."""
-    ino: int = 0
-    nlink: int = 0
-    """Of what is no folder or pipe."""
-    rdev: int = 0
-    target: bytes = b""
-    """Where a symlink points; for a hard link the first name of its file."""
-
-    @property
-    def device(self) -> tuple[int, int]:
-        """Major and minor number of a device."""
-        return (os.major(self.rdev), os.minor(self.rdev)) if self.kind in ("char", "block") else (0, 0)
-
-
-class Copied(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One name as it was read: what the disk said of it then, and what is beyond that."""
-
-    found: Found
-    xattrs: tuple[tuple[str, bytes], ...] = ()
-    data: tuple[tuple[int, int], ...] | None = None
-    sha256: str = ""
-    """Of a regular file's content."""
-
-    def entry(self) -> Entry:
-        """What of it can be restored."""
-        found = self.found
-        return Entry(
-            found.path, found.kind, found.mode, found.uid, found.gid, found.mtime_ns,
-            found.size if found.kind == "file" else 0, found.target, self.xattrs, found.device, self.data,
-        )  # fmt: skip
-
-    @classmethod
-    def of(cls, entry: Entry, sha256: str = "") -> Copied:
-        """What nobody has seen on a disk here."""
-        found = Found(
-            entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.size, entry.mtime_ns,
-            rdev=os.makedev(*entry.device), target=entry.target,
-        )  # fmt: skip
-        return cls(found, entry.xattrs, entry.data, sha256)
 
 
 # --------------------------------------------------------------------------------------------- the manifest

@@ -13,7 +13,8 @@ from typing import BinaryIO, Protocol
 from urllib.parse import quote
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Copied, Entry, Manifest, PartFile
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry, Manifest, PartFile
 
 CONFIGS = "configs"
 """The tree of the configuration files."""

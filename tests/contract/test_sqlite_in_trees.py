@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 import pytest
 
-from cosmos_coherence.model import Copied, Entry, Part, PartFile, SourceRef
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry, Part, PartFile, SourceRef
 from cosmos_coherence.sources import sqlite_live
 from cosmos_coherence.sources.tree_restore import TreeRestorer
 from cosmos_coherence.sources.volume import TreeSource

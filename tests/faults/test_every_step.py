@@ -36,7 +36,7 @@ GROUPS: Sequence[tuple[Verb, Place]] = [
     ("backup", "archive"), ("backup", "repository"), ("restore", "archive"), ("restore", "repository"),
     ("prune", "repository"),
 ]  # fmt: skip
-DISK = "600m"
+DISK = "900m"
 # a run that is broken leaves connections to whoever collects them: in life its process ends then
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -118,7 +118,7 @@ def of(runtime: RuntimeKind, verb: Verb, place: Place) -> list[Case]:
     return [case for case in cases(runtime)[0] if (case.verb, case.place) == (verb, place)]
 
 
-@pytest.mark.parametrize(("verb", "place", "count"), [(*group, 3 if "prune" in group else 6) for group in GROUPS])
+@pytest.mark.parametrize(("verb", "place", "count"), [(*group, 2 if "prune" in group else 4) for group in GROUPS])
 def test_a_sample(stage: Stage, rng: random.Random, verb: Verb, place: Place, count: int) -> None:
     for case in sample(rng, of("process", verb, place), count):
         print(case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import getpass
 import json
 import os
@@ -98,7 +99,7 @@ class Rest:
 @contextlib.contextmanager
 def seaweedfs(*, owner: bool = False) -> Iterator[S3]:
     """``owner``: all is ``OWNER_ID``'s, who may make ``LOCKED``; ``KEY_ID`` only reads, writes, deletes and lists."""
-    with _folder() as folder:
+    with _alone(), _folder() as folder:
         port, *others = (_port_with_twin() for _ in range(5))
         few = [f"{what}:{bucket}" for what in ("Read", "Write", "List") for bucket in (BUCKET, LOCKED)]
         people = [("cosmos", KEY_ID, SECRET, few if owner else ["Admin"])]
@@ -131,6 +132,14 @@ def seaweedfs(*, owner: bool = False) -> Iterator[S3]:
 
 
 _PARTS = ("master", "volume", "filer", "admin")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One such server at a time: two have been seen to get into each other's way, whatever ports they are given."""
+    with Path(tempfile.gettempdir(), "cosmos-test-seaweedfs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

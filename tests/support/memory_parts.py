@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Copied, Entry, PartFile
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry, PartFile
 
 Tree = dict[bytes, tuple[Entry, bytes]]
 """Each path with its entry and its stored bytes: of a sparse file the runs of data one after another."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cosmos_coherence.copied import Copied
 from cosmos_coherence.drivers.folders import from_stat, xattrs
-from cosmos_coherence.model import Copied, Part, SourceRef
+from cosmos_coherence.model import Part, SourceRef
 from cosmos_coherence.repository import chunker, nodes, trees
 from cosmos_coherence.repository.forked import Team
 from cosmos_coherence.repository.repository import Repository

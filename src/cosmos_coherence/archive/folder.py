@@ -11,7 +11,8 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import names, sums
 from cosmos_coherence.archive.gzipped import MEMBER
 from cosmos_coherence.archive.stored import StoredFile, sha256
-from cosmos_coherence.model import Copied, Entry, PartFile
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry, PartFile
 from cosmos_coherence.parts import CONFIGS
 
 _ORDER = {"dir": 0, "file": 1, "symlink": 2}

@@ -25,7 +25,8 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import gzipped, names, tarformat
 from cosmos_coherence.archive.gzipped import MEMBER
 from cosmos_coherence.archive.stored import Stored
-from cosmos_coherence.model import Copied, Entry, PartFile
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry, PartFile
 from cosmos_coherence.storage import local
 
 _ZEROS = bytes(MEMBER)

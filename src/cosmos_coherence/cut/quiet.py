@@ -151,8 +151,8 @@ def _await(child: Child, hook_s: float) -> None:
             failed.append(error)
 
     waiting = threading.Thread(target=wait, name="hook", daemon=True)
-    waiting.start()
     try:
+        waiting.start()
         waiting.join(hook_s)
     except BaseException:  # Ctrl-C
         child.kill()

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from cosmos_coherence.copied import Copied
 from cosmos_coherence.flow.events import Advanced, Emit
-from cosmos_coherence.model import Copied, Entry, Manifest, PartFile
+from cosmos_coherence.model import Entry, Manifest, PartFile
 from cosmos_coherence.parts import BackupReader, BackupWriter, Stream, TreeWriter
 
 _EVERY_S = 0.2

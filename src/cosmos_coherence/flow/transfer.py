@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from cosmos_coherence.archive.writer import ArchiveWriter
-from cosmos_coherence.model import Copied, Entry, Manifest, PartFile
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry, Manifest, PartFile
 from cosmos_coherence.parts import CONFIGS, TREES, BackupReader, BackupWriter
 from cosmos_coherence.sources import tree_read
 

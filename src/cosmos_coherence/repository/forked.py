@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Copied
+from cosmos_coherence.copied import Copied
 from cosmos_coherence.repository import small_files
 from cosmos_coherence.repository.blob import Blob, Id
 from cosmos_coherence.repository.crypto import Buffer

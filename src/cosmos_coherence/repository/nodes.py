@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
-from cosmos_coherence.model import Copied
+from cosmos_coherence.copied import Copied
 from cosmos_coherence.repository import gotext, trees
 from cosmos_coherence.repository.gotext import go_mode
 from cosmos_coherence.repository.trees import Node, NodeType

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from cosmos_coherence import errors
+from cosmos_coherence.copied import Copied
 from cosmos_coherence.drivers.folders import Folders, data_runs, from_stat, open_file, xattrs
-from cosmos_coherence.model import Copied
 from cosmos_coherence.repository import chunker
 
 LARGEST: Final = chunker.MIN_SIZE - 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from cosmos_coherence import errors
+from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers import folders as disk
-from cosmos_coherence.model import Copied, Found
 from cosmos_coherence.repository import collection, layout
 from cosmos_coherence.repository.reader import RepositoryReader
 from cosmos_coherence.repository.repository import Repository

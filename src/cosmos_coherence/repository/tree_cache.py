@@ -19,7 +19,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Copied
+from cosmos_coherence.copied import Copied
 from cosmos_coherence.repository.tree_writer import Before
 from cosmos_coherence.storage import local
 

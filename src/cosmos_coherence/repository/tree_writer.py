@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Copied, Entry, PartFile
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry, PartFile
 from cosmos_coherence.repository import nodes, small_files, trees
 from cosmos_coherence.repository.blob import Id
 from cosmos_coherence.repository.chunker import MIN_SIZE, Chunk

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cosmos_coherence import errors
-from cosmos_coherence.model import Copied, Entry, Fingerprint, Gap, Part, SourceRef
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry, Fingerprint, Gap, Part, SourceRef
 from cosmos_coherence.parts import Sink
 from cosmos_coherence.sources import tree_print
 

@@ -13,8 +13,9 @@ from typing import Literal
 import msgspec
 
 from cosmos_coherence import errors
+from cosmos_coherence.copied import Found
 from cosmos_coherence.drivers.folders import GONE, Folders, from_stat
-from cosmos_coherence.model import Found, Part
+from cosmos_coherence.model import Part
 from cosmos_coherence.parts import PartReader
 from cosmos_coherence.sources import staging, tree_print, tree_scan, tree_write
 from cosmos_coherence.sources.staging import Staging

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import BinaryIO, Final
 from urllib.parse import quote
 
+from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers.folders import Folders, from_stat, open_file
-from cosmos_coherence.model import Copied, Found, Gap
+from cosmos_coherence.model import Gap
 from cosmos_coherence.sources.tree_held import Held
 from cosmos_coherence.sources.tree_scan import show
 

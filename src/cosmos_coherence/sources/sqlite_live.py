@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 from msgspec import structs
 
+from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers.folders import Folders
-from cosmos_coherence.model import Copied, Found
 from cosmos_coherence.sources.sqlite import Databases, head, is_damage
 
 _WAL: Final = b"\2\2"

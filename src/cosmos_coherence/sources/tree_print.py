@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers.folders import Folders, Xattrs, open_file, xattrs, xattrs_at
-from cosmos_coherence.model import Copied, Entry, Found, TreePrint
+from cosmos_coherence.model import Entry, TreePrint
 from cosmos_coherence.sources import tree_scan
 
 Hashed = tuple[Entry, str]

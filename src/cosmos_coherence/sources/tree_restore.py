@@ -12,8 +12,9 @@ from typing import Final, Literal
 import msgspec
 
 from cosmos_coherence import errors
+from cosmos_coherence.copied import Copied
 from cosmos_coherence.drivers.folders import SYSTEM_XATTRS, from_stat, xattrs
-from cosmos_coherence.model import Copied, Entry, Part, TreePrint
+from cosmos_coherence.model import Entry, Part, TreePrint
 from cosmos_coherence.parts import PartReader
 from cosmos_coherence.sources import staging, tree_print, tree_scan, tree_write
 from cosmos_coherence.sources.staging import Staging

@@ -21,8 +21,8 @@ from typing import Final
 from msgspec import structs
 
 from cosmos_coherence import errors
+from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers.folders import FOLDER_FLAGS, GONE, Folders, from_stat
-from cosmos_coherence.model import Copied, Found
 
 WORK_PREFIX: Final = b".cosmos-restore-"
 """A restore keeps what it stages in a folder of this name below the root; no walk ever sees it."""

@@ -14,9 +14,10 @@ from typing import BinaryIO, Final
 from msgspec import structs
 
 from cosmos_coherence import errors
+from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers import open_files
 from cosmos_coherence.drivers.folders import GONE, Folders, Runs, data_runs, from_stat, open_file, xattrs, xattrs_at
-from cosmos_coherence.model import Copied, Fingerprint, Found, Gap, Part, SourceRef
+from cosmos_coherence.model import Fingerprint, Gap, Part, SourceRef
 from cosmos_coherence.parts import Sink, TreeWriter
 from cosmos_coherence.sources import sqlite, sqlite_live, tree_print, tree_read, tree_scan
 from cosmos_coherence.sources.config_restore import ConfigRestorer

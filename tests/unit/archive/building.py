@@ -17,7 +17,8 @@ from cosmos_coherence.archive.gzipped import Gunzip
 from cosmos_coherence.archive.stored import Stored
 from cosmos_coherence.archive.tree import TarGzWriter
 from cosmos_coherence.archive.writer import ArchiveWriter
-from cosmos_coherence.model import Copied, Entry, Manifest, Part, PartFile
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry, Manifest, Part, PartFile
 
 ID = "20240101_120000"
 SQL = b"create table t (k int);\n"

@@ -22,8 +22,9 @@ from cosmos_coherence.archive.manifest import read_manifest
 from cosmos_coherence.archive.reader import ArchiveReader
 from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.archive.writer import ArchiveWriter
+from cosmos_coherence.copied import Copied
 from cosmos_coherence.drivers.embedded import find_redis
-from cosmos_coherence.model import Copied, Entry, Fingerprint, Manifest, Part, TreePrint
+from cosmos_coherence.model import Entry, Fingerprint, Manifest, Part, TreePrint
 from support.waiting import eventually
 from unit.archive.building import ID, RDB, ROOT, SQL, fill, make_archive, manifest
 

@@ -15,7 +15,8 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import listing
 from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.archive.writer import ArchiveWriter, discard, spool_of
-from cosmos_coherence.model import Copied, Entry, Part
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry, Part
 from cosmos_coherence.storage import local
 from unit.archive.building import ROOT, make_archive, manifest
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from cosmos_coherence import errors
 from cosmos_coherence.archive.gzipped import MEMBER
-from cosmos_coherence.model import Copied, Entry
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Entry
 from unit.archive.building import ROOT, assembled, read_tree, tree_writer
 
 _NAME = (

@@ -15,6 +15,7 @@ from cosmos_coherence.cut.journal import Journal, QuietRecord
 from cosmos_coherence.cut.quiet import quiet_leftovers, quieted
 from cosmos_coherence.drivers.local import LocalRuntime
 from cosmos_coherence.model import Quiet
+from support.waiting import eventually
 
 SERVICES = ("app", "web", "off")
 
@@ -106,16 +107,16 @@ def test_a_before_that_does_not_end_is_ended(bench: Bench) -> None:
         raise AssertionError("held all the same")
     pid, after = bench.words()
     assert after == "after-app"
-    assert not Path("/proc", pid).exists()
+    assert eventually(lambda: not Path("/proc", pid).exists())
 
 
 def test_ctrl_c_ends_a_before_that_runs(bench: Bench) -> None:
-    interrupting = f"echo $$ >>said; kill -INT {os.getpid()}; sleep 1000"
+    interrupting = f"echo $$ >>said; sleep 0.3; kill -INT {os.getpid()}; sleep 1000"
     with pytest.raises(KeyboardInterrupt), bench.quieted(hook(before=interrupting)):
         raise AssertionError("held all the same")
     pid, after = bench.words()
     assert after == "after-app"
-    assert not Path("/proc", pid).exists()
+    assert eventually(lambda: not Path("/proc", pid).exists())
 
 
 def test_an_after_that_fails_is_told_and_run_again_by_the_next_run_until_it_works(bench: Bench) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from cosmos_coherence.cli import render
+from cosmos_coherence.copied import Copied
 from cosmos_coherence.flow.events import Advanced, PartDone
 from cosmos_coherence.flow.progress import Meter, MeteredReader, MeteredWriter, expected_of
-from cosmos_coherence.model import Copied, Entry, Manifest, Part, PartFile
+from cosmos_coherence.model import Entry, Manifest, Part, PartFile
 from support.memory_parts import MemoryReader, MemorySink
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos_coherence.model import Copied, Found
+from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.repository import nodes, trees
 
 NAMES = st.binary(min_size=1, max_size=20).filter(lambda n: not set(n) & {0, 47} and n not in (b".", b".."))
