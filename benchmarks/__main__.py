@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import repository, start_up, tree_pause, volume
+from benchmarks import index_memory, repository, start_up, volume
 
 RESULTS = Path("data/results")
 
@@ -18,7 +18,7 @@ def main() -> None:
         "start-up": start_up.measure(),
         "volume of 1 GiB": volume.measure(),
         "repository, beside restic, borg and tar": repository.measure(),
-        "100,000 files in the pause": tree_pause.measure(),
+        "index of 10 million blobs": index_memory.measure(),
     }
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
     taken = datetime.now(UTC).isoformat(timespec="seconds")
