@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
@@ -10,8 +10,9 @@ from cosmos_coherence.model import Part, SourceRef
 from cosmos_coherence.sources import postgres_session
 from cosmos_coherence.sources.postgres import PostgresSource
 from cosmos_coherence.sources.postgres_restore import PostgresRestorer
+from support.capturing import Step, capture, nothing
 from support.local_servers import Postgres
-from support.memory_parts import MemoryReader, MemorySink
+from support.memory_parts import MemoryReader
 
 REF = SourceRef("postgres", "postgres/db", service="db", volume="x_pg")
 ODD = "odd 'name' \\ \"ü\" = 1"
@@ -161,22 +162,10 @@ def source(server: Postgres, *, main: str = "shop", primary: bool = True) -> Ite
         opened.close()
 
 
-Step = Callable[[], object]
-
-
-def nothing() -> None:
-    pass
-
-
 def backup(server: Postgres, *, prepared: Step = nothing, anchored: Step = nothing) -> tuple[Part, MemoryReader]:
     """A whole capture, with what happens in between."""
-    sink = MemorySink()
     with source(server) as captured:
-        captured.prepare(sink)
-        prepared()
-        captured.anchor()
-        anchored()
-        part = captured.capture(sink)
+        part, sink = capture(captured, prepared=prepared, anchored=anchored)
     assert sorted(file.path for file in part.files) == sorted(sink.streams)
     return part, sink.reader()
 

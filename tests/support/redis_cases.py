@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -11,8 +11,9 @@ from cosmos_coherence.model import Part, SourceRef
 from cosmos_coherence.sources import redis_session
 from cosmos_coherence.sources.redis import RedisSource
 from cosmos_coherence.sources.redis_restore import RedisRestorer
+from support.capturing import Step, capture, nothing
 from support.local_servers import PASSWORD, Redis
-from support.memory_parts import MemoryReader, MemorySink
+from support.memory_parts import MemoryReader
 
 REF = SourceRef("redis", "redis/redis", service="redis", volume="x_redis")
 DUMP = "redis/dump.rdb"
@@ -79,21 +80,9 @@ def source(server: Redis, run: str = "") -> Iterator[RedisSource]:
         opened.close()
 
 
-Step = Callable[[], object]
-
-
-def nothing() -> None:
-    pass
-
-
 def backup(server: Redis, *, prepared: Step = nothing, anchored: Step = nothing) -> tuple[Part, MemoryReader]:
-    sink = MemorySink()
     with source(server) as captured:
-        captured.prepare(sink)
-        prepared()
-        captured.anchor()
-        anchored()
-        part = captured.capture(sink)
+        part, sink = capture(captured, prepared=prepared, anchored=anchored)
     return part, sink.reader()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -137,11 +136,6 @@ def reader(stream: BinaryIO) -> Readinto:
         return len(data)
 
     return read
-
-
-def descriptor_reader(descriptor: int) -> Readinto:
-    """``chunks`` reads with this from an open file, from where it is."""
-    return lambda room: os.readv(descriptor, [room])
 
 
 class _Share:

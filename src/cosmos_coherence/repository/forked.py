@@ -119,9 +119,6 @@ class Team:
     ) -> None:
         self.close()
 
-    def __len__(self) -> int:
-        return len(self._members)
-
     @property
     def pids(self) -> tuple[int, ...]:
         """Their process ids."""
