@@ -296,3 +296,17 @@ class HoldTarget:
     where: str = ""
     id: str = ""
     birth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One number about one thing at one moment."""
+
+    taken: float
+    """Seconds since the epoch, UTC."""
+    subject: str
+    """What was measured: ``volume:<full name>``, ``disk:<path>``, ``repository``, ``backup``, ``service:<name>``,
+    ``certificate:<name>``, ``run:<verb>``, ``check:<name>``."""
+    name: str
+    """Which number, with its unit: ``bytes``, ``files``, ``free_bytes``, ``age_seconds``, ``days_left``, ``ok``."""
+    value: float

@@ -10,6 +10,7 @@ import typer
 
 import cosmos_coherence
 from cosmos_coherence.cli import boundary, context
+from cosmos_coherence.cli.volume import volume
 
 app = typer.Typer(
     name="cosmos",
@@ -19,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(volume, name="volume")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask no questions.")]
