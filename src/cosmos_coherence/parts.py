@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 from urllib.parse import quote
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied
-from cosmos_coherence.model import Entry, Manifest, PartFile
+from cosmos_coherence.model import Entry, Manifest, PartFile, TreePrint
 
 CONFIGS = "configs"
 """The tree of the configuration files."""
@@ -81,6 +81,11 @@ class TreeWriter(Protocol):
         A ``file`` neither added nor known, or added and not named, is a fault of the caller (``AssertionError``).
         Returns the file that holds the tree. Nothing may be added afterwards.
         """
+        ...
+
+    def same_print(self) -> TreePrint | None:
+        """The fingerprint of the tree in the last backup when the one that was finished is that very tree, to the last
+        byte and bit of metadata; else, or where nobody can tell, None."""
         ...
 
 
@@ -153,6 +158,15 @@ class BackupWriter(Sink, Protocol):
         ...
 
 
+class Placed(NamedTuple):
+    """A tree that a reader has written itself."""
+
+    root: Entry
+    """What the root shall look like."""
+    unset: int
+    """Names whose owner or attributes this user or file system could not set."""
+
+
 class PartReader(Protocol):
     """The parts of one backup, already proven to be what their checksums say."""
 
@@ -174,12 +188,11 @@ class PartReader(Protocol):
         """The entries of a tree, each with the SHA-256 of a regular file's content. Errors as ``tree``."""
         ...
 
-    def place(self, name: str, folder: Path) -> int | None:
+    def place(self, name: str, folder: Path) -> Placed | None:
         """Write a whole tree into an empty folder, whose own metadata stay, where that is faster than entry by entry.
 
-        Returns how many names could not be given their owner or attributes; None when it has to be done entry by entry.
-        The rules are those of writing what nobody has to trust, and all is on the disk. Errors as ``tree``, ``NoRoom``,
-        and ``RestoreFailed``.
+        None when it has to be done entry by entry. The rules are those of writing what nobody has to trust, and all is
+        on the disk. Errors as ``tree``, ``NoRoom``, and ``RestoreFailed``.
         """
         ...
 

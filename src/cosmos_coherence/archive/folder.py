@@ -63,6 +63,9 @@ class FolderWriter:
         """Forget a file that was added; one that was not is fine."""
         self._files.pop(path, None)
 
+    def same_print(self) -> None:
+        """An archive stands alone."""
+
     def finish(self, copied: Iterable[Copied]) -> PartFile:
         """As ``parts.TreeWriter`` says; ``CaptureFailed`` for what is neither file, folder nor link."""
         folder = tuple(sorted((self._final(each.entry()) for each in copied), key=lambda file: _ORDER[file.entry.kind]))

@@ -96,6 +96,9 @@ class TarGzWriter:
         """Forget a file that was added; one that was not is fine."""
         self._copies.pop(path, None)
 
+    def same_print(self) -> None:
+        """An archive stands alone."""
+
     def finish(self, copied: Iterable[Copied]) -> PartFile:
         """As ``parts.TreeWriter`` says; metadata are those given here, the content of a file is the one last added."""
         self._submit()

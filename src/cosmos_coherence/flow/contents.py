@@ -125,8 +125,7 @@ def extract(reader: BackupReader, folder: Path, only: tuple[str, ...] = ()) -> t
             local.make_private(place.parent)
             if is_tree(name):
                 local.make_private(place)
-                written = tree_write.write_part(reader, name, place, size=_tree_size(reader, name))
-                tree_write.apply(os.fsencode(place), written.root)
+                tree_write.write_plainly(reader, name, place, size=_tree_size(reader, name))
             else:
                 with local.translated(f"writing {place}"), place.open("xb") as out, reader.open(name) as content:
                     _copy(content, out)

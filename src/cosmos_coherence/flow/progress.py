@@ -11,8 +11,8 @@ from typing import BinaryIO, cast
 
 from cosmos_coherence.copied import Copied
 from cosmos_coherence.flow.events import Advanced, Emit
-from cosmos_coherence.model import Entry, Manifest, PartFile
-from cosmos_coherence.parts import BackupReader, BackupWriter, Stream, TreeWriter
+from cosmos_coherence.model import Entry, Manifest, PartFile, TreePrint
+from cosmos_coherence.parts import BackupReader, BackupWriter, Placed, Stream, TreeWriter
 
 _EVERY_S = 0.2
 _TOLD_TOGETHER = 256
@@ -144,14 +144,14 @@ class MeteredReader:
         """As ``parts.BackupReader`` says."""
         return self._reader.hashed(name)
 
-    def place(self, name: str, folder: Path) -> int | None:
+    def place(self, name: str, folder: Path) -> Placed | None:
         """As ``parts.PartReader`` says; told when it is done."""
-        unset = self._reader.place(name, folder)
-        if unset is not None:
+        placed = self._reader.place(name, folder)
+        if placed is not None:
             trees = (p.fingerprint.tree for p in self.manifest.parts if name in map(self.logical, p.files))
             tree = next((tree for tree in trees if tree), None)
             self._meter.add(name, tree.size if tree else 0, tree.files if tree else 0)
-        return unset
+        return placed
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -200,6 +200,9 @@ class _MeteredTree:
 
     def finish(self, names: Iterable[Copied]) -> PartFile:
         return self._tree.finish(names)
+
+    def same_print(self) -> TreePrint | None:
+        return self._tree.same_print()
 
     def _counted(self, names: Iterable[Copied]) -> Iterator[Copied]:
         size = count = 0

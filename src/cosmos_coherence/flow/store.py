@@ -209,8 +209,8 @@ def open_backup(settings: Settings, name: str, *, project: str | None = None) ->
     from cosmos_coherence.repository.reader import RepositoryReader
 
     repository = open_repository(settings)
-    with locks.acquire(repository, exclusive=False):
-        yield RepositoryReader(repository, find(repository, name, project).listed)
+    with locks.acquire(repository, exclusive=False, settle=False) as lock:
+        yield RepositoryReader(repository, find(repository, name, project).listed, forking=lock.without_thread)
 
 
 def manifest_of(repository: Repository, backup: Kept) -> Manifest:

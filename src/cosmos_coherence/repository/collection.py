@@ -16,4 +16,7 @@ def paused() -> Iterator[None]:
         yield
     finally:
         if was:
+            # All that was made counts as old at once: else the first thing that happens is a look at each of it.
+            gc.freeze()
+            gc.unfreeze()
             gc.enable()

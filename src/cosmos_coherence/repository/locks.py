@@ -97,6 +97,18 @@ class Lock:
             self._thread = threading.Thread(target=self._keep, name="repository lock", daemon=True)
             self._thread.start()
 
+    @contextlib.contextmanager
+    def without_thread(self) -> Iterator[None]:
+        """No thread of ours runs in this block: who forks there forks all that there is. To be left within seconds."""
+        running = self._thread is not None
+        self._halt()
+        try:
+            yield
+        finally:
+            self._stop.clear()
+            if running:
+                self.start_refreshing()
+
     def ensure(self) -> None:
         """Raise ``Locked`` unless the lock is still ours.
 
@@ -129,15 +141,18 @@ class Lock:
 
     def release(self) -> None:
         """Let go of it. Never raises: a lock that cannot be removed is stale from then on. May be called again."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._halt()
         with self._mutex:
             name, self._name = self._name, None
         if name is not None:
             with contextlib.suppress(Exception):
                 self._remove(name)
+
+    def _halt(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def _remove(self, name: str) -> None:
         try:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final
 from urllib.parse import unquote
 
 from cosmos_coherence import errors, manifests
 from cosmos_coherence.model import Entry, EntryKind, Manifest, PartFile
-from cosmos_coherence.parts import stream_steps, tree_steps
+from cosmos_coherence.parts import Placed, stream_steps, tree_steps
 from cosmos_coherence.repository import gotext, layout, tree_restore
 from cosmos_coherence.repository.crypto import Buffer
 from cosmos_coherence.repository.joined import joined
@@ -28,9 +28,18 @@ _KINDS: Final[Mapping[str, EntryKind]] = {
 class RepositoryReader:
     """A ``parts.BackupReader`` of one snapshot."""
 
-    def __init__(self, repository: Repository, listed: Listed, *, devices: bool = False) -> None:
-        """Device nodes in a tree are ``Hostile`` unless ``devices``."""
+    def __init__(
+        self,
+        repository: Repository,
+        listed: Listed,
+        *,
+        devices: bool = False,
+        forking: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Device nodes in a tree are ``Hostile`` unless ``devices``. Within ``forking`` no thread runs of those whom
+        the caller knows."""
         self._repository, self._listed, self._devices = repository, listed, devices
+        self._forking = forking
         self._manifest: Manifest | None = None
 
     @property
@@ -71,17 +80,17 @@ class RepositoryReader:
                     raise errors.Hostile(f"{shown} in {name} is a device, which nobody asked for")
                 yield entry, self._opened(node) if entry.kind == "file" else None
 
-    def place(self, name: str, folder: Path) -> int:
-        """As ``parts.PartReader`` says: pack by pack, each read once, by several threads."""
-        root = self._root_of(name)
+    def place(self, name: str, folder: Path) -> Placed:
+        """As ``parts.PartReader`` says: pack by pack, each read once, by several processes or threads."""
+        root = self.root_of(name)
         made = tree_restore.restore_tree(
-            self._repository, bytes.fromhex(root.subtree or ""), folder, devices=self._devices, forked=False
+            self._repository, bytes.fromhex(root.subtree or ""), folder, devices=self._devices, forking=self._forking
         )
-        return made.unset
+        return Placed(_entry(b"", "dir", root, b""), made.unset)
 
     def tree_id(self, name: str) -> str:
         """The id of a tree. Raises as ``tree``."""
-        return self._root_of(name).subtree or ""
+        return self.root_of(name).subtree or ""
 
     def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
         """As ``parts.BackupReader`` says; no content is read."""
@@ -92,7 +101,7 @@ class RepositoryReader:
 
         Of a hard-linked file the first name in byte order is a file, the others are links to it. Raises as ``tree``.
         """
-        root = self._root_of(name)
+        root = self.root_of(name)
         sums = self._sums(name)
         found = sorted(self._walk(b"", root))
         first: dict[tuple[int, int], bytes] = {}
@@ -111,7 +120,8 @@ class RepositoryReader:
                     sha256 = content[0] if len(content) == 1 else sums.get(path, "") if content else EMPTY
             yield _entry(path, kind, node, target or (node.target if kind == "symlink" else b"")), node, sha256
 
-    def _root_of(self, name: str) -> Node:
+    def root_of(self, name: str) -> Node:
+        """The root of a tree. Raises as ``tree``."""
         root = layout.find(self._repository, self._listed.snapshot.tree, tree_steps(name))
         if root is None or root.type != "dir" or root.subtree is None:
             raise errors.NotFound(f"backup {layout.backup_id(self._listed.snapshot)} holds no tree {name}")

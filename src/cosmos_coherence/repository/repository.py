@@ -41,6 +41,8 @@ class Repository:
         self.config = config
         self._index = Index()
         self._indexed: set[str] = set()
+        self._incomplete = False
+        """Packs that index files name are gone."""
         self._index_lock = threading.Lock()
         self._index_loaded = False
         self._ahead: dict[str, bytes] = {}
@@ -149,12 +151,25 @@ class Repository:
         """Load the index anew at its next use: packs have gone."""
         with self._index_lock:
             self._index, self._indexed, self._index_loaded = Index(), set(), False
+            self._incomplete = False
+
+    def index_files(self) -> frozenset[str]:
+        """The index files that were read or written."""
+        with self._index_lock:
+            return frozenset(self._indexed)
+
+    def has_all_of(self, index_files: Collection[str]) -> bool:
+        """Whether all that these named is still there: whoever removes a pack replaces the index files that name it."""
+        _ = self.index
+        with self._index_lock:
+            return not self._incomplete and self._indexed.issuperset(index_files)
 
     def leave_out(self, gone: Collection[Id]) -> None:
         """Have packs that are gone in no index any more, as far as we are concerned."""
         if not gone:
             return
         with self._index_lock:
+            self._incomplete = True
             left = Index()
             for pack, blobs in self._index.by_pack().items():
                 if pack not in gone:

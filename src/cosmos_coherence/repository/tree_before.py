@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers import folders as disk
+from cosmos_coherence.model import TreePrint
 from cosmos_coherence.repository import collection, layout
 from cosmos_coherence.repository.reader import RepositoryReader
 from cosmos_coherence.repository.repository import Repository
@@ -34,7 +36,16 @@ def before_of(repository: Repository, parent: Listed, name: str, cache: TreeCach
                 known = _read(reader, name)
         except (errors.Damaged, errors.NotFound):
             return NOTHING
-        return _trusted(repository, known, _began_ns(parent) - _TICK_NS)
+        trusted = _trusted(repository, known, _began_ns(parent) - _TICK_NS)
+        return trusted._replace(root=reader.root_of(name), fingerprint=_fingerprint(reader, name))
+
+
+def _fingerprint(reader: RepositoryReader, name: str) -> TreePrint | None:
+    with suppress(errors.CosmosError):
+        for part in reader.manifest.parts:
+            if any(reader.logical(file) == name for file in part.files):
+                return part.fingerprint.tree
+    return None
 
 
 def _began_ns(parent: Listed) -> int:
@@ -45,6 +56,10 @@ def _began_ns(parent: Listed) -> int:
 def _trusted(repository: Repository, known: Before, before_ns: int) -> Before:
     """What of it can be trusted; the others are taken out of it."""
     names, large = known.names, known.large
+    if known.index_files and repository.has_all_of(known.index_files):
+        for path in [p for p, each in names.items() if not _is_proof(each, before_ns)]:
+            del names[path]
+        return known
     wanted = (c.sha256 for path, c in names.items() if c.sha256 and c.sha256 != EMPTY and path not in large)
     lost = repository.index.missing("data", wanted)
     lost |= {names[p].sha256 for p, blobs in large.items() if p in names and repository.index.missing("data", blobs)}

@@ -34,6 +34,7 @@ class _Head(msgspec.Struct, array_like=True):
     tree: str
     large: dict[bytes, tuple[str, ...]]
     folders: dict[bytes, tuple[str, int]]
+    index_files: frozenset[str] = frozenset()
 
 
 _head: Final = msgspec.msgpack.Decoder(_Head).decode
@@ -57,7 +58,7 @@ class TreeCache:
                 names = {each.found.path: each for frame in frames for each in _names(frame)}
         except (OSError, ValueError, StopIteration, msgspec.MsgspecError, RecursionError):
             return None
-        return Before(names, head.large, head.folders)
+        return Before(names, head.large, head.folders, head.index_files)
 
     def save(self, states: Mapping[str, Before]) -> None:
         """Keep these trees by their names, and no others. Never raises: without room there is no cache."""
@@ -66,17 +67,19 @@ class TreeCache:
             for useless in set(self._folder.iterdir()) - {self._file(name) for name in states}:
                 useless.unlink()
             for name, state in states.items():
-                if not self._has(name, state.folders[b""][0]):
+                if not self._has(name, state):
                     self._save(self._file(name), state)
 
-    def _has(self, name: str, tree: str) -> bool:
+    def _has(self, name: str, state: Before) -> bool:
         """Whether it is there, by its first frame: what is damaged behind that shows when it is read."""
         with contextlib.suppress(OSError, StopIteration, msgspec.MsgspecError), self._file(name).open("rb") as file:
-            return _head(next(_frames(file, 1))).tree == tree
+            head = _head(next(_frames(file, 1)))
+            known = head.index_files and head.index_files <= state.index_files
+            return head.tree == state.folders[b""][0] and bool(known)
         return False
 
     def _save(self, path: Path, state: Before) -> None:
-        head = _Head(state.folders[b""][0], dict(state.large), dict(state.folders))
+        head = _Head(state.folders[b""][0], dict(state.large), dict(state.folders), state.index_files)
         new = path.with_suffix(".new")
         new.unlink(missing_ok=True)
         with open(local.create(new), "wb") as file:  # noqa: PTH123 - a descriptor

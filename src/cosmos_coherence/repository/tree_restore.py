@@ -12,8 +12,8 @@ import queue
 import select
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -55,6 +55,7 @@ def restore_tree(
     devices: bool = False,
     workers: int = 2,
     forked: bool = True,
+    forking: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Restored:
     """Write all of a tree below ``target``, a folder that is there; its own mode and owner stay.
 
@@ -62,7 +63,8 @@ def restore_tree(
     names of the tree are made anew, and what the tree does not name stays. Everything is on the disk when this returns;
     what was written before a failure stays.
 
-    With ``forked`` and a local repository the workers are processes, so no thread should run; else threads. Raises
+    With ``forked`` and a local repository the workers are processes, which are forked within ``forking``, if no other
+    thread runs there; else threads. Raises
     ``Refused``, ``Hostile`` for a tree that would leave the folder or makes a device nobody allowed, ``Damaged`` for
     content that is nowhere whole, ``NoRoom``, ``RestoreFailed`` for what else the system refuses, and the backend's
     errors. Nothing is written before the whole tree was read and judged.
@@ -83,10 +85,8 @@ def restore_tree(
         kept = _prepare(planned, places, existing)
         restored.kept = len(kept)
         run = _Run(repository, planned, kept, target, root)
-        if forked and repository.backend.properties.local:
-            restored.unset += _in_processes(run, workers)
-        else:
-            restored.unset += _in_threads(run, workers)
+        unset = _in_processes(run, workers, forking) if forked and repository.backend.properties.local else None
+        restored.unset += _in_threads(run, workers) if unset is None else unset
         _complete(planned, places, stack.enter_context(closing(Places(target, root))), kept)
         restored.unset += places.unset
         with places.at(b""):
@@ -185,8 +185,11 @@ class _Run:
                 raise places.failure(file.path, error) from error
 
 
-def _in_processes(run: _Run, count: int) -> int:
-    """Names whose look could not be set. Everybody takes the next pack from one list, whose offset they share."""
+def _in_processes(run: _Run, count: int, forking: Callable[[], AbstractContextManager[None]]) -> int | None:
+    """Names whose look could not be set; None when another thread runs, which a fork would cut off in mid-step.
+
+    Everybody takes the next pack from one list, whose offset they share.
+    """
     if not run.packs:
         return 0
     todo = os.memfd_create("packs")
@@ -197,9 +200,12 @@ def _in_processes(run: _Run, count: int) -> int:
         order = [number for first in range(strand) for number in range(first, run.packs, strand)]
         os.write(todo, b"".join(number.to_bytes(_NUMBER_BYTES, "little") for number in order))
         os.lseek(todo, 0, os.SEEK_SET)
-        for _ in range(min(count, run.packs)):
-            answer, pid = _fork(run, todo)
-            children[answer] = pid
+        with forking():
+            if threading.active_count() > 1:
+                return None
+            for _ in range(min(count, run.packs)):
+                answer, pid = _fork(run, todo)
+                children[answer] = pid
         return sum(_answer(answer) for answer in _as_they_end(list(children)))
     except OSError as error:
         raise errors.RestoreFailed(f"no process can be started: {error.strerror}") from error

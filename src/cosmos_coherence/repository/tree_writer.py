@@ -11,7 +11,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied
-from cosmos_coherence.model import Entry, PartFile
+from cosmos_coherence.model import Entry, PartFile, TreePrint
 from cosmos_coherence.repository import nodes, small_files, trees
 from cosmos_coherence.repository.blob import Id
 from cosmos_coherence.repository.chunker import MIN_SIZE, Chunk
@@ -61,6 +61,11 @@ class Before(NamedTuple):
     """The blobs of the files among them that are more than one."""
     folders: Mapping[bytes, tuple[str, int]]
     """By path: the id of the folder's tree, and how many names are in it."""
+    index_files: frozenset[str] = frozenset()
+    """As long as these are there, all of its content is stored; none where nobody knows."""
+    root: Node | None = None
+    fingerprint: TreePrint | None = None
+    """What the last manifest says of the tree, which has that root."""
 
 
 NOTHING: Final = Before({}, {}, {})
@@ -105,6 +110,7 @@ class RepositoryTree:
         self._batch: list[tuple[Id, bytes]] = []
         self._batched = 0
         self._large = dict(before.large)
+        self._root: Node | None = None
 
     def known(self) -> Iterable[Copied]:
         """As ``parts.TreeWriter`` says."""
@@ -167,7 +173,7 @@ class RepositoryTree:
                 tree = self._saver.save("tree", trees.joined(pieces)).hex()
             folders[path] = tree, len(entries)
         large = {p: blobs for p, blobs in self._large.items() if p in whole and whole[p].found.kind == "file"}
-        root = nodes.node(
+        self._root = root = nodes.node(
             self._path.encode().rpartition(b"/")[2], whole[b""], links=0, inode=whole[b""].found.ino,
             subtree=folders[b""][0],
         )  # fmt: skip
@@ -175,6 +181,10 @@ class RepositoryTree:
             Finished(root, {path: whole[path].sha256 for path in large}, Before(whole, large, folders), self._before)
         )
         return PartFile(self._path, size, folders[b""][0], size)
+
+    def same_print(self) -> TreePrint | None:
+        """As ``parts.TreeWriter`` says: a tree is named by the hash of all that is below it."""
+        return self._before.fingerprint if self._root and _are_same(self._root, self._before.root) else None
 
     def _save(self, entry: Entry, content: BinaryIO) -> Content:
         if entry.size > small_files.LARGEST:
@@ -217,6 +227,14 @@ class RepositoryTree:
             if name in large and self._large.get(name) is not large[name]:
                 return ""
         return tree
+
+
+def _are_same(root: Node, before: Node | None) -> bool:
+    """Whether two roots have the same tree and look alike; their times tell nothing of what is restored."""
+    return before is not None and (
+        (root.subtree, root.mode, root.uid, root.gid, root.extended_attributes)
+        == (before.subtree, before.mode, before.uid, before.gid, before.extended_attributes)
+    )
 
 
 def _node(

@@ -160,7 +160,9 @@ class RepositoryWriter:
         self._published(saved)
         self.abort()
         if self._cache is not None:
-            self._cache.save({name: finished.state for name, finished in self._finished.items()})
+            stored = self._repository.index_files()
+            states = {name: finished.state._replace(index_files=stored) for name, finished in self._finished.items()}
+            self._cache.save(states)
         return f"{self._repository.location} snapshot {saved[:8]}"
 
     def abort(self) -> None:

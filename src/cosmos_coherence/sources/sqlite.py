@@ -31,7 +31,8 @@ BESIDE: Final = (b"-wal", b"-journal", b"-shm")
 """What SQLite keeps beside a database. A ``-shm`` it makes anew whenever nobody has the database open."""
 
 _HEADER: Final = b"SQLite format 3\0"
-_ENDINGS: Final = (b".db", b".db3", b".sdb", b".s3db", b".sqlite", b".sqlite2", b".sqlite3")
+_ENDINGS: Final[tuple[bytes, ...]] = (b".db", b".db3", b".sdb", b".s3db", b".sqlite", b".sqlite2", b".sqlite3")
+_LIKELY: Final = (*_ENDINGS, *BESIDE)
 _SEVERAL: Final = bytes.fromhex("d9d505f920a163d7")
 """Ends a journal that names another one: a transaction over several databases."""
 _MIB: Final = 1 << 20
@@ -108,8 +109,8 @@ class Databases:
 def databases(folders: Folders, names: Mapping[bytes, Found], held: Held | None = None) -> Iterator[Found]:
     """The databases among these files. Opened is only what its name makes one likely: by its ending, or what lies
     beside. What cannot be read is none."""
-    likely = {path for path in names if path.endswith(_ENDINGS)}
-    likely |= {path.rpartition(b"-")[0] for path in names if path.endswith(BESIDE)}
+    named = [path for path in names if path.endswith(_LIKELY)]
+    likely = {path.rpartition(b"-")[0] if path.endswith(BESIDE) else path for path in named}
     for path in sorted(likely):
         found = names.get(path)
         if found is None or found.kind != "file" or found.size < len(_HEADER):

@@ -66,16 +66,29 @@ def write_tree(
         raise failure(root, error) from error
 
 
+def write_plainly(reader: PartReader, name: str, root: Path, *, size: int) -> None:
+    """Write the tree ``name`` of a backup below ``root``, which gets the look of the tree's root.
+
+    For a folder that nobody lives in: nothing is kept to compare it with. Promises and errors as ``write_tree``.
+    """
+    placed = reader.place(name, root)
+    top = write_tree(reader.tree(name), root, size=size).root if placed is None else placed.root
+    try:
+        apply(os.fsencode(root), top)
+    except OSError as error:
+        raise failure(root, error) from error
+
+
 def write_part(reader: PartReader, name: str, root: Path, *, size: int, devices: bool = False) -> Written:
     """Write the tree ``name`` of a backup below ``root``: by the reader itself where it can, else entry by entry.
 
     Promises and errors as ``write_tree``.
     """
-    unset = None if devices else reader.place(name, root)
-    if unset is None:
+    placed = None if devices else reader.place(name, root)
+    if placed is None:
         return write_tree(reader.tree(name), root, size=size, devices=devices)
     given = list(reader.hashed(name))
-    top = next(entry for entry, _ in given if not entry.path)
+    top, unset = placed
     try:
         with Folders(root) as folders:  # as in ``write_tree``, it shows what can be set of the real root
             made_top = apply(folders.root, top)
@@ -83,11 +96,13 @@ def write_part(reader: PartReader, name: str, root: Path, *, size: int, devices:
     except OSError as error:
         raise failure(root, error) from error
     there = given if not unset else list(tree_print.hashed_tree(root))
-    made = [(entry if entry.path else made_top, sha256) for entry, sha256 in there]
+    as_given = not unset and made_top == top
+    made = there if as_given else [(entry if entry.path else made_top, sha256) for entry, sha256 in there]
+    given_print = tree_print.tree_print(given)
     return Written(
         root=top,
-        given=tree_print.tree_print(given),
-        made=tree_print.tree_print(made),
+        given=given_print,
+        made=given_print if as_given else tree_print.tree_print(made),
         lines={entry.path: tree_print.line_digest(entry, sha256) for entry, sha256 in made},
         unset=unset + (made_top != top),
     )

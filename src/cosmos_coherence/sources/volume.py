@@ -176,7 +176,7 @@ class TreeSource:
             anchored_at=self._anchored_at.replace("+00:00", "Z"),
             details=self._databases.details()
             | ({"sockets": str(len(self._scan.sockets))} if self._scan.sockets else {}),
-            fingerprint=Fingerprint(tree=tree_print.print_of(final)),
+            fingerprint=Fingerprint(tree=self._tree.same_print() or tree_print.print_of(final)),
         )
 
     def clients(self) -> tuple[tuple[str, str], ...]:

@@ -188,3 +188,17 @@ def test_one_that_could_not_be_removed_is_nobodys(repository: Repository) -> Non
 
 def _gone(*_: object) -> None:
     raise errors.BackendUnavailable("gone")
+
+
+def test_who_forks_meets_no_thread_of_ours(repository: Repository) -> None:
+    alone = threading.active_count()
+    with locks.acquire(repository) as lock:
+        assert threading.active_count() == alone + 1
+        with lock.without_thread():
+            assert threading.active_count() == alone
+        assert threading.active_count() == alone + 1
+        lock.ensure()
+    assert threading.active_count() == alone
+    with locks.acquire(repository, refresh=False) as lock, lock.without_thread():
+        pass
+    assert threading.active_count() == alone

@@ -5,20 +5,25 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from cosmos_coherence.model import Manifest, SourceRef
+from cosmos_coherence.copied import Copied
+from cosmos_coherence.model import Manifest, SourceRef, TreePrint
 from cosmos_coherence.repository import layout
+from cosmos_coherence.repository.adopt import adopt
+from cosmos_coherence.repository.blob import BlobKind
+from cosmos_coherence.repository.index import Index
 from cosmos_coherence.repository.reader import RepositoryReader
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.tree_before import before_of
 from cosmos_coherence.repository.tree_cache import TreeCache
 from cosmos_coherence.repository.tree_writer import NOTHING, Before
 from cosmos_coherence.repository.writer import RepositoryWriter
+from cosmos_coherence.sources import tree_print
 from cosmos_coherence.sources.volume import TreeSource
 from cosmos_coherence.storage.folder import FolderBackend
 from support.trees import odd_tree
@@ -168,3 +173,66 @@ def test_a_parent_that_cannot_be_read_is_none(repository: Repository, root: Path
     back_up(repository, root)
     listed = layout.backups(repository.snapshots(), "p")[-1]
     assert before_of(repository, listed, "files/other", None) is NOTHING
+
+
+def test_the_fingerprint_is_that_of_the_last_backup_only_where_the_tree_is_the_very_same(
+    repository: Repository, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[None] = []
+
+    def print_of(names: Iterable[Copied]) -> TreePrint:
+        made.append(None)
+        return tree_print.tree_print((each.entry(), each.sha256) for each in names)
+
+    monkeypatch.setattr("cosmos_coherence.sources.volume.tree_print.print_of", print_of)
+    mode = root.stat().st_mode
+    for change, again in (
+        (lambda: None, True),
+        (lambda: None, False),
+        (lambda: root.chmod(mode ^ 0o005), True),
+        (lambda: root.chmod(mode), True),
+        (lambda: os.setxattr(root, "user.note", b"1"), True),
+        (lambda: os.utime(root, ns=(0, 0)), False),
+        (lambda: (root / "plain.txt").chmod(0o640), True),
+        (lambda: (root / "large").write_bytes(os.urandom(3 << 20)), True),
+        (lambda: None, False),
+    ):
+        change()
+        made.clear()
+        back_up(repository, root)
+        assert bool(made) is again
+        reader = RepositoryReader(repository, layout.backups(repository.snapshots(), "p")[-1])
+        assert reader.manifest.parts[0].fingerprint.tree == tree_print.print_of_tree(root)
+
+
+def test_nobody_asks_for_each_blob_while_every_index_file_is_there(
+    repository: Repository, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(repository, root)
+    asked: list[str] = []
+    missing = Index.missing
+
+    def noted(index: Index, kind: BlobKind, ids: Iterable[str]) -> set[str]:
+        asked.append(kind)
+        return missing(index, kind, ids)
+
+    monkeypatch.setattr(Index, "missing", noted)
+    whole = before(repository, root)
+    assert b"plain.txt" in whole.names
+    assert not asked
+    wanted = bytes.fromhex(whole.names[b"plain.txt"].sha256)
+    place = repository.index.find("data", wanted)
+    assert place is not None
+    pack = root.parent / "repository" / "data" / place.pack.hex()[:2] / place.pack.hex()
+    pack.rename(root.parent / "away")
+    robbed = Repository(repository.backend, repository.opened, repository.config)
+    adopt(robbed)
+    assert b"plain.txt" not in before(robbed, root).names
+    (root.parent / "away").rename(pack)
+    for old in (root.parent / "repository" / "index").iterdir():
+        repository.save_index(repository.index.by_pack().items())
+        old.unlink()
+    pruned = Repository(repository.backend, repository.opened, repository.config)
+    asked.clear()
+    assert b"plain.txt" in before(pruned, root).names
+    assert asked

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import stat
+import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -287,3 +288,23 @@ def test_what_the_system_refuses_is_named(tmp_path: Path, target: Path, forked: 
         restore_tree(repository, tree, target, existing=True, forked=forked)
     with pytest.raises(errors.RestoreFailed, match="nowhere"):
         restore_tree(repository, tree, tmp_path / "nowhere")
+
+
+def test_beside_another_thread_nobody_forks(
+    tmp_path: Path, target: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    odd_tree(root)
+    repository = new(tmp_path)
+    tree = saved(repository, root)
+    over = threading.Event()
+    other = threading.Thread(target=over.wait, daemon=True)
+    other.start()
+    monkeypatch.setattr(os, "fork", None)
+    try:
+        restore_tree(repository, tree, target)
+    finally:
+        over.set()
+        other.join()
+    assert looks(target) == looks(root)
