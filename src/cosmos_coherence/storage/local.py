@@ -179,6 +179,22 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One program at a time is inside, of all that ask for the same folder, which is made if it is missing.
+
+    Errors as in ``translated``.
+    """
+    make_private(folder)
+    with translated(f"opening {folder}"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the removals and renames in a folder durable. Errors as in ``translated``."""
     with translated(f"syncing {folder}"):
