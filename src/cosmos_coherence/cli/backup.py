@@ -29,13 +29,14 @@ def backup(*, archive: Path | None, only: tuple[str, ...], tags: tuple[str, ...]
         wanted = True if archive else None
         plan = flow.plan_backup(runtime, settings, only=only, directory=directory, archive=wanted, tags=tags)
     except errors.CosmosError as error:
-        if not isinstance(error, errors.UsageError):
+        if not only:
             _tell(runtime, settings, story.failed(error))
         raise
     story.project = plan.stack.project
     report = flow.backup(runtime, settings, plan, story)
     status = render.report(report, json_wanted=as_json)
-    _tell(runtime, settings, report)
+    if not only:  # a part is no backup of the stack, be it good or bad
+        _tell(runtime, settings, report)
     return status
 
 

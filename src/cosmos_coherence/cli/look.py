@@ -12,7 +12,7 @@ from cosmos_coherence.flow import alarm, events, inventory, upkeep
 from cosmos_coherence.flow import doctor as examining
 from cosmos_coherence.flow import health as checking
 from cosmos_coherence.flow.survey import survey
-from cosmos_coherence.health.checks import Health
+from cosmos_coherence.health.checks import Health, worst
 from cosmos_coherence.settings import Settings
 
 
@@ -173,7 +173,8 @@ def health(*, as_json: bool) -> int:
     settings = context.settings()
     healing.first(settings)
     found = checking.check_stack(lambda: context.runtime(settings), settings, backups=context.backups(settings))
-    return _checks(found, as_json=as_json)
+    told = alarm.check_notifiers(alarm.known(context.found_state(settings)))
+    return _checks(Health(worst((*found.checks, *told)), (*found.checks, *told)), as_json=as_json)
 
 
 def doctor(*, as_json: bool) -> int:

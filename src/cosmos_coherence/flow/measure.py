@@ -99,6 +99,7 @@ def keep(state: Path, settings: Settings, measurements: tuple[Measurement, ...])
 
 def _of_volumes(stack: Stack, notes: list[str]) -> Iterator[tuple[str, str, float]]:
     for volume in stack.volumes:
+        yield f"volume:{volume.name}", "exists", float(volume.exists)
         if volume.path is None or not volume.exists:
             continue
         try:

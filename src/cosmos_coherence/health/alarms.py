@@ -120,7 +120,8 @@ def step(
 ) -> tuple[State, tuple[Message, ...]]:
     """What is known afterwards, and what is to be said. An alarm that lasts is said again after ``repeat`` seconds.
 
-    What was not measured changes nothing, unless for seven days; what was looked at before is passed over. ``details``
+    What was not measured changes nothing, unless for seven days; what was looked at before is passed over. An alarm is
+    said again only while it was measured within ``repeat``. ``details``
     are words by subject that go with a message.
     """
     known = {(e.rule, e.subject): e for e in state.episodes}
@@ -147,6 +148,8 @@ def _judge(
     if measured is None or (before and measured.taken <= before.seen <= now):
         if before and now - before.seen > GONE_S:
             return None, _gone(rule, before, now) if before.raised is not None else None
+        if before and before.raised is not None and before.good_since is None and now - before.seen < repeat:
+            return _again(rule, before, now, repeat)
         return before, None
     if before is None:
         if not rule.is_bad(measured.value):
@@ -164,10 +167,14 @@ def _judge(
     if after.good_since is not None:
         over = measured.taken - after.good_since >= rule.clear_after
         return (None, _message("resolved", rule, after, now)) if over else (after, None)
-    if not repeat <= now - after.told and after.told <= now + repeat:
-        return after, None
-    after = replace(after, told=now)
-    return after, _message("still", rule, after, now)
+    return _again(rule, after, now, repeat)
+
+
+def _again(rule: Rule, episode: Episode, now: float, repeat: float) -> tuple[Episode, Message | None]:
+    if now - repeat < episode.told <= now + repeat:
+        return episode, None
+    episode = replace(episode, told=now)
+    return episode, _message("still", rule, episode, now)
 
 
 def _before_it_is_told(rule: Rule, after: Episode, *, good: bool, now: float) -> tuple[Episode | None, Message | None]:

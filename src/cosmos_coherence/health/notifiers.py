@@ -6,12 +6,11 @@ file, and no answer of anybody's is repeated in an error. Each call ends within 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -66,6 +65,10 @@ def ping_url(path: Path | None) -> str:
 
 def send(addresses: Mapping[str, Address], title: str, body: str, tone: Tone, *, limit_s: float) -> dict[str, str]:
     """Tell all of these at once; by name, why one was not told, empty for one that was. Raises nothing."""
+    try:
+        importlib.import_module("apprise")  # before the clock runs: it takes its time
+    except ImportError:
+        return dict.fromkeys(addresses, "apprise is not installed: `pip install 'cosmos-coherence[notify]'`")
     return _all({name: _telling(address, title, body, tone) for name, address in addresses.items()}, limit_s)
 
 
@@ -80,6 +83,9 @@ def ping(url: str, *, good: bool, limit_s: float) -> str:
 
 
 def _ping(url: str, limit_s: float) -> str:
+    import urllib.error
+    import urllib.request
+
     deadline, said = time.monotonic() + limit_s, ""
     for number in range(_TRIES):
         if number:
@@ -105,10 +111,8 @@ def _ping(url: str, limit_s: float) -> str:
 
 def _telling(address: Address, title: str, body: str, tone: Tone) -> Callable[[], str]:
     def tell() -> str:
-        try:
-            import apprise
-        except ImportError:
-            return "apprise is not installed: `pip install 'cosmos-coherence[notify]'`"
+        import apprise
+
         said = _listening()
         asset = apprise.AppriseAsset(
             app_id="Cosmos Coherence", app_desc="Cosmos Coherence", app_url="", image_url_mask="",

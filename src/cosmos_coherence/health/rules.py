@@ -17,16 +17,23 @@ def rules(settings: AlarmSettings) -> tuple[Rule, ...]:
 def _of_disks(settings: AlarmSettings) -> tuple[Rule, ...]:
     return (
         Rule(
-            "disk-full", ("disk:", "volume:"), "used_ratio", settings.usage, settings.usage - _MARGIN,
+            "disk-full", ("disk:",), "used_ratio", settings.usage, settings.usage - _MARGIN,
             "the disk of {what} is {percent} full",
             "`cosmos volume usage` shows what takes the room, `cosmos forget --prune` frees what old backups take.",
             "the disk of {what} has room again, it is {percent} full",
         ),
         Rule(
-            "disk-filling", ("disk:", "volume:"), "days_until_full", settings.days_left, 2 * settings.days_left,
+            "disk-filling", ("disk:",), "days_until_full", settings.days_left, 2 * settings.days_left,
             "as it grows now, the disk of {what} is full in {number} days",
             "`cosmos volume forecast` shows what grows; make room or get a larger disk before it is full.",
             "the disk of {what} does not fill up any more, there are {number} days left",
+            below=True,
+        ),
+        Rule(
+            "volume-missing", ("volume:",), "exists", 0.0, 0.5,
+            "the volume {what} is not there",
+            "`cosmos restore latest --only volumes/NAME` brings it back; `docker compose up -d` makes it again, empty.",
+            "the volume {what} is there again",
             below=True,
         ),
     )  # fmt: skip
@@ -50,7 +57,7 @@ def _of_backups(settings: AlarmSettings) -> tuple[Rule, ...]:
         Rule(
             "run-failed", ("run:",), "exit_status", 1.0, 1.0,
             "the {what} did not go well (exit status {number})",
-            "`cosmos backup` tries it again and says what is in the way; `cosmos doctor` looks at what a run needs.",
+            "`cosmos doctor` looks at what a run needs, `cosmos backup` makes one now and says what is in the way.",
             "the {what} went well again",
         ),
     )  # fmt: skip
@@ -84,8 +91,8 @@ def _of_services(settings: AlarmSettings) -> tuple[Rule, ...]:
             "the check `{what}` is well again",
             below=True, raise_after=300.0,
             # these have rules of their own
-            besides=("check:service ", "check:disk", "check:backup", "check:proof", "check:certificate",
-                     "check:notifier"),
+            besides=("check:service ", "check:disk", "check:volume ", "check:backup", "check:proof",
+                     "check:certificate", "check:notifier"),
         ),
         Rule(
             "certificate", ("certificate:",), "days_left", settings.certificate_days, settings.certificate_days * 1.25,

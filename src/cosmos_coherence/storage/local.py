@@ -170,6 +170,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         descriptor = create(temporary, mode)
         try:
             with translated(f"writing {path}"):
+                os.fchmod(descriptor, mode)  # whatever the umask
                 write_all(descriptor, data)
         finally:
             os.close(descriptor)

@@ -62,6 +62,16 @@ def test_what_is_not_measured_changes_nothing_until_it_is_gone():
     assert play(FULL, [0.9, *[None] * (7 * 24), None, None]) == ["raised", "resolved"]
 
 
+def test_a_run_that_failed_once_a_day_is_told_once_a_day_though_runs_are_not_on_the_second():
+    state, said = State(), []
+    for minute in range(0, 4 * 24 * 60, 15):
+        now = NOW + 60 * minute
+        measured = [Measurement(now, "run:backup", "exit_status", 1)] if minute % (24 * 60 - 15) == 0 else []
+        state, messages = step(rules(AlarmSettings()), state, measured, now)
+        said += [(message.kind, minute // 60) for message in messages]
+    assert said == [("raised", 0), ("still", 24), ("still", 48), ("still", 72)]
+
+
 def test_no_sooner_than_the_settings_say():
     assert play(FULL, [0.9] * 100, every=HOUR, repeat=12 * HOUR) == ["raised"] + ["still"] * 8
 
