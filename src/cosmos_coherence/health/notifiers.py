@@ -98,6 +98,7 @@ def _ping(url: str, limit_s: float) -> str:
                 answer.read(1024)
             return ""
         except urllib.error.HTTPError as error:
+            error.close()
             said = f"it answers {error.code}"
             if error.code < HTTPStatus.INTERNAL_SERVER_ERROR and error.code != HTTPStatus.TOO_MANY_REQUESTS:
                 break
@@ -150,6 +151,7 @@ class _Listener(logging.Handler):
 
 
 def _listening() -> _Listener:
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)  # below, it tells paths, which hold tokens
     logger = logging.getLogger("apprise")
     logger.propagate = False
     with _ONE:

