@@ -49,6 +49,6 @@ def _measure(settings: Settings, runtime: Runtime) -> None:
     serving = load_serve()
     measured = measure.measure(runtime, settings, serving, directory=context.backups(settings))
     watched = alarm.watch(runtime, settings, measured=measured)
-    waits = history.fill(runtime.state_directory(), serving, settings.history)
-    for note in (*measured.notes, *watched.notes, *([f"the history waits in the spool: {waits}"] if waits else [])):
+    history.fill(runtime.state_directory(), serving, settings.history)  # where it cannot, the agent will, or the next
+    for note in (*measured.notes, *watched.notes):
         typer.echo(note, err=True)

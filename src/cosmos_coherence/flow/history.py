@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cosmos_coherence.history.runs import Count
 
 _THIN_S = 3600.0
+_SERVED = "history-served"
 
 
 def fill(state: Path, serving: ServeSettings, kept: HistorySettings) -> str:
@@ -104,7 +105,16 @@ def finished(state: Path, serving: ServeSettings) -> tuple[tuple[Count, ...], tu
 
 @contextmanager
 def _engine(state: Path, serving: ServeSettings) -> Iterator[Engine]:
-    """The history's database, brought to this version. Raises as ``database.connect`` and ``database.migrate``."""
+    """The history's database, brought to this version. Raises as ``database.connect`` and ``database.migrate``.
+
+    Once a history is served (the agent knows its address), nobody else takes it for the one in the state directory:
+    what a call on the host drained into that would be missing in the other. ``ConfigurationError`` then.
+    """
+    served = state / _SERVED
+    if serving.database_url and not served.exists():
+        local.write_atomically(served, b"")
+    if not serving.database_url and served.exists():
+        raise errors.ConfigurationError("the history is in a database whose address only the agent knows")
     try:
         from cosmos_coherence.history import database
     except ModuleNotFoundError as error:
