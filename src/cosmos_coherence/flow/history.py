@@ -107,12 +107,10 @@ def finished(state: Path, serving: ServeSettings) -> tuple[tuple[Count, ...], tu
 def _engine(state: Path, serving: ServeSettings) -> Iterator[Engine]:
     """The history's database, brought to this version. Raises as ``database.connect`` and ``database.migrate``.
 
-    Once a history is served (the agent knows its address), nobody else takes it for the one in the state directory:
+    Once a served history has answered (the agent knows its address), nobody else takes it for the one in the state directory:
     what a call on the host drained into that would be missing in the other. ``ConfigurationError`` then.
     """
     served = state / _SERVED
-    if serving.database_url and not served.exists():
-        local.write_atomically(served, b"")
     if not serving.database_url and served.exists():
         raise errors.ConfigurationError("the history is in a database whose address only the agent knows")
     try:
@@ -124,6 +122,8 @@ def _engine(state: Path, serving: ServeSettings) -> Iterator[Engine]:
     engine = database.connect(serving, state)
     try:
         database.migrate(engine)
+        if serving.database_url and not served.exists():
+            local.write_atomically(served, b"")
         yield engine
     finally:
         engine.dispose()
