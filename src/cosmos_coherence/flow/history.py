@@ -107,8 +107,8 @@ def finished(state: Path, serving: ServeSettings) -> tuple[tuple[Count, ...], tu
 def _engine(state: Path, serving: ServeSettings) -> Iterator[Engine]:
     """The history's database, brought to this version. Raises as ``database.connect`` and ``database.migrate``.
 
-    Once a served history has answered (the agent knows its address), nobody else takes it for the one in the state directory:
-    what a call on the host drained into that would be missing in the other. ``ConfigurationError`` then.
+    Once a served history has answered (the agent knows its address), nobody else takes it for the one in the state
+    directory: what a call on the host drained into that would be missing in the other. ``ConfigurationError`` then.
     """
     served = state / _SERVED
     if not serving.database_url and served.exists():
