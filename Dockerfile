@@ -10,10 +10,10 @@ ENV UV_PROJECT_ENVIRONMENT=/opt/cosmos UV_PYTHON=/usr/local/bin/python3 UV_PYTHO
 RUN pip install --no-cache-dir uv
 WORKDIR /build
 COPY pyproject.toml uv.lock ./
-RUN uv sync --frozen --no-dev --extra serve --extra remote --no-install-project
+RUN uv sync --frozen --no-dev --extra serve --extra remote --extra notify --no-install-project
 COPY README.md LICENSE ./
 COPY src src
-RUN uv sync --frozen --no-dev --extra serve --extra remote --no-editable
+RUN uv sync --frozen --no-dev --extra serve --extra remote --extra notify --no-editable
 
 FROM ${PYTHON_IMAGE}
 # /app/data and the cache are made here, so that new volumes mounted there belong to appuser

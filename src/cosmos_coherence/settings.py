@@ -12,9 +12,9 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cosmos_coherence import errors
 
@@ -124,6 +124,52 @@ class ScheduleSettings(_Table):
     timezone: str = "UTC"
 
 
+class HistorySettings(_Table):
+    """``[history]``: how long measurements are kept, and how closely."""
+
+    every: Duration = 2 * 86400.0
+    """Every measurement that is younger than this."""
+    hourly: Duration = 30 * 86400.0
+    """Then, up to this age, of each hour the last, the lowest and the highest."""
+    daily: Duration = 730 * 86400.0
+    """Then the same of each day, and nothing older."""
+    spool: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
+    """Bytes of measurements that may wait while the database is down; beyond it the oldest go."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if not self.every <= self.hourly <= self.daily:
+            raise ValueError("every, hourly and daily must grow in this order")
+        return self
+
+
+class AlarmSettings(_Table):
+    """``[alarms]``: what is an alarm."""
+
+    usage: float = Field(default=0.80, gt=0.05, le=1.0)
+    """Share of a disk in use."""
+    days_left: float = Field(default=7.0, gt=0)
+    """Days until a disk is full."""
+    backup_age: Duration = 26 * 3600.0
+    """Of the newest complete backup."""
+    proof_age: Duration = 0.0
+    """Of the newest proof; 0 for no such alarm."""
+    certificate_days: float = Field(default=14.0, gt=0)
+    repeat: Annotated[Duration, Field(ge=3600.0)] = 24 * 3600.0
+    """An alarm that lasts is told again after this, never sooner."""
+
+
+class NotifySettings(_Table):
+    """``[notify]``: who is told. Addresses are secrets: each lies in a file."""
+
+    urls_file: Path | None = None
+    """One apprise URL a line; lines that begin with ``#`` are passed over."""
+    ping_url_file: Path | None = None
+    """The first line is an URL that is asked after each backup, ``/fail`` appended when it is not good."""
+    limit: Annotated[Duration, Field(gt=0, le=120.0)] = 20.0
+    """How long a notifier may take."""
+
+
 class Settings(_Table):
     """All settings. Nothing is needed for the reference stack."""
 
@@ -134,6 +180,9 @@ class Settings(_Table):
     repository: RepositorySettings = RepositorySettings()
     retention: RetentionSettings = RetentionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    history: HistorySettings = HistorySettings()
+    alarms: AlarmSettings = AlarmSettings()
+    notify: NotifySettings = NotifySettings()
     image: str = "cosmos-coherence:latest"
     """Image of this program, for the times it has to run beside the volumes."""
     docker_host: str = ""
@@ -142,7 +191,9 @@ class Settings(_Table):
 
 _PLAIN = {"COSMOS_IMAGE": ("image",), "DOCKER_HOST": ("docker_host",), "COSMOS_STATE_DIRECTORY": ("state_directory",),
           "COSMOS_PROJECT": ("stack", "project"), "COSMOS_RUNTIME": ("stack", "runtime"),
-          "COMPOSE_PROJECT_NAME": ("stack", "project")}  # fmt: skip
+          "COMPOSE_PROJECT_NAME": ("stack", "project"),
+          "COSMOS_NOTIFY_URLS_FILE": ("notify", "urls_file"),
+          "COSMOS_NOTIFY_PING_URL_FILE": ("notify", "ping_url_file")}  # fmt: skip
 
 
 def repository_password(environ: Mapping[str, str] | None = None) -> str | None:
@@ -207,6 +258,8 @@ class ServeSettings(_Table):
     database_url: str = ""
     """``postgresql+psycopg://user@host:port/name`` without a password; empty where no history database is served."""
     database_password_file: Path | None = None
+    project: str = ""
+    """The stack that the measurements in the history are of."""
     redis_url: str = ""
     api_url: str = "http://127.0.0.1:8000"
     """Where the dashboard asks."""

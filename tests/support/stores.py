@@ -10,8 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
@@ -27,6 +27,10 @@ class Postgres:
     port: int
     password_file: Path
     pid: int
+    start: Callable[[], None] = lambda: None
+    """Again, after ``kill``."""
+    kill: Callable[[], None] = lambda: None
+    """With SIGKILL, all of it at once."""
 
     def database(self) -> str:
         """A new empty database; its URL without the password."""
@@ -54,17 +58,30 @@ def postgres() -> Iterator[Postgres]:
         initdb = [programs / "initdb", "-D", data, "-U", "cosmos", "--auth=scram-sha-256", f"--pwfile={password}", "-N"]
         subprocess.run([*map(str, initdb)], check=True, capture_output=True, user=owner, cwd=folder)
         options = ["-D", data, "-p", port, "-h", "127.0.0.1", "-k", folder, "-F"]
-        with log.open("wb") as out:
-            server = subprocess.Popen(
-                [str(programs / "postgres"), *map(str, options)], stdout=out, stderr=out, user=owner, cwd=folder
-            )
-        try:
-            found = Postgres(port, password, server.pid)
+        server: subprocess.Popen[bytes] | None = None
+
+        def start() -> None:
+            nonlocal server
+            with log.open("wb") as out:
+                server = subprocess.Popen(
+                    [str(programs / "postgres"), *map(str, options)], stdout=out, stderr=out, user=owner, cwd=folder,
+                    process_group=0,
+                )  # fmt: skip
             _await(lambda: psycopg.connect(found._dsn()).close(), psycopg.OperationalError, log)
-            yield found
-        finally:
-            server.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
+
+        def kill() -> None:
+            assert server
+            os.killpg(server.pid, signal.SIGKILL)
             server.wait(20)
+
+        found = Postgres(port, password, 0, start, kill)
+        try:
+            start()
+            yield replace(found, pid=server.pid if server else 0)
+        finally:
+            if server and server.poll() is None:
+                server.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
+                server.wait(20)
 
 
 @contextlib.contextmanager

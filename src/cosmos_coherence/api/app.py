@@ -13,7 +13,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.api import listing, metrics, probes
 from cosmos_coherence.health import checks
 from cosmos_coherence.health.checks import Health
-from cosmos_coherence.history import database, runs
+from cosmos_coherence.history import database, measurements, runs
 from cosmos_coherence.settings import ServeSettings, load_serve
 
 HOSTS = ("localhost", "127.0.0.1", "api")
@@ -47,11 +47,14 @@ def create_app(settings: ServeSettings) -> FastAPI:
 
     @app.get("/metrics", response_class=Response)
     def prometheus() -> Response:
-        """The numbers for Prometheus; those of the runs are missing while the history does not answer."""
+        """The numbers for Prometheus; while the history does not answer, only those of the checks and the disk."""
         found = ask()
         try:
             database.migrate(engine)
-            numbers = metrics.text(found, settings.data_directory, runs.counts(engine), runs.latest(engine))
+            counts, newest, measured = runs.counts(engine), runs.latest(engine), measurements.latest(engine)
+            numbers = metrics.text(
+                found, settings.data_directory, counts, newest, measured=measured, project=settings.project
+            )
         except errors.CosmosError:
             numbers = metrics.text(found, settings.data_directory, (), ())
         return Response(numbers, media_type=CONTENT_TYPE_LATEST)

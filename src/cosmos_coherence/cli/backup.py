@@ -7,24 +7,43 @@ from pathlib import Path
 
 import typer
 
+from cosmos_coherence import errors
 from cosmos_coherence.cli import beside, context, healing, render
+from cosmos_coherence.drivers.runtime import Runtime
+from cosmos_coherence.flow import alarm, events, retention, upkeep
 from cosmos_coherence.flow import backup as flow
-from cosmos_coherence.flow import events, retention, upkeep
 from cosmos_coherence.flow import recover as recovering
+from cosmos_coherence.settings import Settings
 
 
 def backup(*, archive: Path | None, only: tuple[str, ...], tags: tuple[str, ...], as_json: bool) -> int:
-    """Make a backup; its exit status."""
+    """Make a backup, and tell whoever is to be told how it ended; its exit status."""
     settings = context.settings()
     runtime = context.runtime(settings)
     directory = archive.resolve() if archive else context.backups(settings)
-    if (status := beside.volumes(runtime, settings, paths=(directory,))) is not None:
-        return status
-    wanted = True if archive else None
-    plan = flow.plan_backup(runtime, settings, only=only, directory=directory, archive=wanted, tags=tags)
     emit = render.progress(json_wanted=as_json)
-    story = events.Story(verb="backup", run=flow.new_run(), project=plan.stack.project, emit=emit)
-    return render.report(flow.backup(runtime, settings, plan, story), json_wanted=as_json)
+    story = events.Story(verb="backup", run=flow.new_run(), project=settings.stack.project, emit=emit)
+    try:
+        if (status := beside.volumes(runtime, settings, paths=(directory,))) is not None:
+            return status
+        wanted = True if archive else None
+        plan = flow.plan_backup(runtime, settings, only=only, directory=directory, archive=wanted, tags=tags)
+    except errors.CosmosError as error:
+        if not only:
+            _tell(runtime, settings, story.failed(error))
+        raise
+    story.project = plan.stack.project
+    report = flow.backup(runtime, settings, plan, story)
+    status = render.report(report, json_wanted=as_json)
+    if not only:  # a part is no backup of the stack, be it good or bad
+        _tell(runtime, settings, report)
+    return status
+
+
+def _tell(runtime: Runtime, settings: Settings, report: events.Report) -> None:
+    """Of how the backup ended; that somebody could not be told changes nothing about it."""
+    for note in alarm.watch(runtime, settings, report=report).notes:
+        typer.echo(note, err=True)
 
 
 def recover(*, as_json: bool) -> int:

@@ -14,13 +14,13 @@ def volumes(
 ) -> int | None:
     """Run this very call again in a container and return its exit status; None when that is not needed.
 
-    ``paths``: folders outside the project's own that the call reads or writes; those of the repository and of the
-    secrets that open it come along by themselves. ``arguments``: another call than this.
+    ``paths``: folders outside the project's own that the call reads or writes; those of the repository, of the
+    secrets that open it and of whoever is told of alarms come along by themselves. ``arguments``: another call.
     """
     if settings.stack.runtime == "process":
         return None
     from cosmos_coherence.drivers import container, docker
-    from cosmos_coherence.flow import store
+    from cosmos_coherence.flow import alarm, store
 
     assert isinstance(runtime, docker.DockerRuntime)
     reason = container.needs_container(runtime)
@@ -32,5 +32,5 @@ def volumes(
         arguments or tuple(sys.argv[1:]),
         image=settings.image,
         directory=settings.stack.directory,
-        extra_paths=(*paths, *store.places(settings)),
+        extra_paths=(*paths, *store.places(settings), *alarm.places(settings)),
     )

@@ -111,6 +111,14 @@ def state(found: Settings) -> Path | None:
         return None
 
 
+def found_state(found: Settings) -> Path | None:
+    """The same for a verb that only looks: None also where there is none yet."""
+    try:
+        return runtime(found).found_state_directory()
+    except errors.CosmosError:
+        return None
+
+
 def backups(found: Settings) -> Path:
     """The folder of the archives."""
     return found.stack.directory / found.backup.directory

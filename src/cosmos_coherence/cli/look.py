@@ -8,11 +8,11 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import listing
 from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.cli import beside, context, healing, render
+from cosmos_coherence.flow import alarm, events, inventory, upkeep
 from cosmos_coherence.flow import doctor as examining
-from cosmos_coherence.flow import events, inventory, upkeep
 from cosmos_coherence.flow import health as checking
 from cosmos_coherence.flow.survey import survey
-from cosmos_coherence.health.checks import Health
+from cosmos_coherence.health.checks import Health, worst
 from cosmos_coherence.settings import Settings
 
 
@@ -56,6 +56,12 @@ def status(*, as_json: bool) -> int:
         typer.echo(f"hint: {hint}")
     known = f"{last.summary}, last proof: never" if last else "never"
     typer.echo(f"last backup: {f'unknown, {unknown}' if unknown else known}")
+    record = alarm.known(runtime.found_state_directory())
+    for sentence in alarm.sentences(record, settings):
+        typer.echo(f"alarm: {sentence}")
+    for check in alarm.check_notifiers(record):
+        if check.outcome != "ok":
+            typer.echo(f"{check.name} {check.detail}")
     return 0
 
 
@@ -167,7 +173,8 @@ def health(*, as_json: bool) -> int:
     settings = context.settings()
     healing.first(settings)
     found = checking.check_stack(lambda: context.runtime(settings), settings, backups=context.backups(settings))
-    return _checks(found, as_json=as_json)
+    told = alarm.check_notifiers(alarm.known(context.found_state(settings)))
+    return _checks(Health(worst((*found.checks, *told)), (*found.checks, *told)), as_json=as_json)
 
 
 def doctor(*, as_json: bool) -> int:

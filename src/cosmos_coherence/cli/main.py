@@ -261,6 +261,29 @@ def health(as_json: Json = False) -> None:
 
 
 @app.command()
+def alarms(
+    what: Annotated[str, typer.Argument(metavar="[test]", help="Send every notifier a message.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show which alarms are raised and whether those who are to be told can be."""
+    from cosmos_coherence.cli import alarms as verbs
+
+    _finish(verbs.alarms(what, as_json=as_json))
+
+
+@app.command()
+def metrics(
+    textfile: Annotated[Path | None, typer.Option("--textfile", help="Write them here, for node_exporter.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure first, where no agent does.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the newest measurements for Prometheus."""
+    from cosmos_coherence.cli import metrics as verbs
+
+    _finish(verbs.metrics(textfile=textfile, measure_now=measure, as_json=as_json))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check what a run needs: Python, engine, Compose, volumes, folders, room, and what crashes left."""
     from cosmos_coherence.cli import look

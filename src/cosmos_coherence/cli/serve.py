@@ -66,7 +66,7 @@ def _agent() -> int:
                 render.report(backup_job(runtime, settings, context.backups(settings)), json_wanted=True)
         except errors.CosmosError as error:
             typer.echo(f"error: {error.message}", err=True)
-        if why := drain_history(state, serving):
+        if why := drain_history(state, serving, settings):
             typer.echo(f"history waits in the spool: {why}", err=True)
         sys.stdout.flush()
 

@@ -8,10 +8,7 @@ from what the repository lists.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -51,7 +48,7 @@ def add(state: Path, repository: Repository, project: str, made: Backup) -> str:
     """Take in a backup that was just published; what there is to say of the record, mostly nothing. Never raises."""
     file = file_of(state, repository.config.id)
     try:
-        with _alone(file):
+        with local.alone(file.parent):
             known, why = _read(file)
             if known is None:
                 known = _listed(repository, project)
@@ -67,7 +64,7 @@ def add(state: Path, repository: Repository, project: str, made: Backup) -> str:
 def forget(state: Path, repository: str, snapshot: str) -> None:
     """Take out a backup that we are about to remove. Never raises: a record that cannot be written goes."""
     file = file_of(state, repository)
-    with contextlib.suppress(errors.CosmosError, OSError), _alone(file):
+    with contextlib.suppress(errors.CosmosError, OSError), local.alone(file.parent):
         known, _ = _read(file)
         if known is not None:
             try:
@@ -82,7 +79,7 @@ def missing(state: Path, repository: Repository, project: str) -> tuple[tuple[Ba
     Raises the backend's errors, and those of writing the record when it is begun anew.
     """
     file = file_of(state, repository.config.id)
-    with _alone(file):
+    with local.alone(file.parent):
         known, why = _read(file)
         if known is None:
             known = _listed(repository, project)
@@ -117,16 +114,3 @@ def _read(file: Path) -> tuple[list[Backup] | None, str]:
 def _write(file: Path, known: Iterable[Backup]) -> None:
     ordered = sorted(known, key=lambda each: (each.backup, each.snapshot))
     local.write_atomically(file, msgspec.json.format(msgspec.json.encode(_Record(ordered)), indent=2) + b"\n")
-
-
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """One program at a time reads and writes the record. Errors as in ``local.translated``."""
-    local.make_private(file.parent)
-    with local.translated(f"opening {file.parent}"):
-        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Float, Index, String, TypeDecorator
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Double, Float, Index, String, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -43,3 +43,14 @@ class Run(Base):
     pause_ms: Mapped[float | None] = mapped_column(Float)
     size: Mapped[int] = mapped_column(BigInteger)
     report: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class Measured(Base):
+    """One measurement. The same thing is measured once in a moment, so that writing it twice changes nothing."""
+
+    __tablename__ = "measurement"
+
+    subject: Mapped[str] = mapped_column(String(300), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    taken: Mapped[float] = mapped_column(Double, primary_key=True)
+    value: Mapped[float] = mapped_column(Double)

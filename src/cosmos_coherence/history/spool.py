@@ -6,6 +6,7 @@ backup, and finds it again there.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from sqlalchemy import Engine
 
 from cosmos_coherence import errors
 from cosmos_coherence.history import database, record, runs
+from cosmos_coherence.history.record import RunRecord
 
 KEEP_S = 30 * 86400.0
 
@@ -54,6 +56,15 @@ def drain(spool: Path, engine: Engine, *, keep_s: float = KEEP_S) -> Drained:
         if path.name not in damaged:
             path.rename(done / path.name)
     return Drained(added, tuple(damaged))
+
+
+def read(spool: Path, *, drained: bool = True) -> tuple[RunRecord, ...]:
+    """The runs whose reports lie here; those that the history has already are left out unless ``drained``."""
+    found = []
+    for path in [*spool.glob("*.json"), *((spool / "done").glob("*.json") if drained else ())]:
+        with contextlib.suppress(errors.Damaged, OSError):
+            found.append(record.read(path.read_bytes()))
+    return tuple(found)
 
 
 def _expire(done: Path, keep_s: float) -> None:

@@ -170,6 +170,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         descriptor = create(temporary, mode)
         try:
             with translated(f"writing {path}"):
+                os.fchmod(descriptor, mode)  # whatever the umask
                 write_all(descriptor, data)
         finally:
             os.close(descriptor)
@@ -177,6 +178,22 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One program at a time is inside, of all that ask for the same folder, which is made if it is missing.
+
+    Errors as in ``translated``.
+    """
+    make_private(folder)
+    with translated(f"opening {folder}"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

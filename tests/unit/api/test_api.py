@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 
 import pytest
 import redis
@@ -11,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cosmos_coherence import errors
 from cosmos_coherence.api.app import create_app
-from cosmos_coherence.history import database, runs
+from cosmos_coherence.history import database, measurements, runs
+from cosmos_coherence.model import Measurement
 from cosmos_coherence.settings import ServeSettings, load_serve
 from support import serving, stores
 
@@ -117,6 +119,18 @@ def test_metrics_parse_and_tell_of_the_runs(client, settings):
     assert samples["cosmos_backup_pause_seconds", project] == 0.025
     assert samples["cosmos_backup_bytes", project] == 4096
     assert samples["cosmos_check_ok", ("check", "database")] == 1
+
+
+def test_metrics_tell_what_was_measured(client, settings):
+    kept(settings)
+    found = [
+        Measurement(time.time(), "volume:shop_x", "bytes", 77.0),
+        Measurement(time.time(), "alarms", "firing_count", 2),
+    ]
+    measurements.add(database.connect(settings), found)
+    text = client(down(settings, project="shop")).get("/metrics").text
+    assert 'cosmos_volume_bytes{project="shop",volume="shop_x"} 77.0' in text
+    assert 'cosmos_alarms_firing{project="shop"} 2.0' in text
 
 
 def test_metrics_answer_with_the_database_down(client, settings):

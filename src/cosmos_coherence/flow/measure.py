@@ -1,0 +1,180 @@
+"""What is to be measured now: volumes, disks, the repository, backups and checks. It goes into the spool.
+
+Whatever cannot be measured is a note and keeps nothing else from being measured.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from cosmos_coherence import errors
+from cosmos_coherence.archive import listing
+from cosmos_coherence.drivers.runtime import Runtime
+from cosmos_coherence.flow import health, history, store
+from cosmos_coherence.flow.remember import MEASUREMENTS, SPOOL
+from cosmos_coherence.health.checks import Health
+from cosmos_coherence.history import segments
+from cosmos_coherence.model import Measurement, Stack
+from cosmos_coherence.settings import ServeSettings, Settings
+from cosmos_coherence.volumes import usage
+
+_DAY_S = 86400.0
+_FORECAST_S = 30 * _DAY_S
+"""How far back a forecast looks."""
+FOREVER_DAYS = 3650.0
+"""A disk that is not full within ten years counts as one that never is."""
+
+Forecast = Callable[[tuple[tuple[float, float], ...], float], tuple[float, float, float] | None]
+"""From what was used (moment, bytes) and the bytes that are free: days until full, the least and the most of them."""
+_ONLY_WHEN_AMISS = ("engine", "repository")
+"""Checks that say nothing while all is well."""
+_OUTCOME = {"ok": 1.0, "warn": 0.5, "fail": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One round of measuring."""
+
+    measurements: tuple[Measurement, ...] = ()
+    details: Mapping[str, str] = field(default_factory=dict)
+    """Words by subject, for an alarm."""
+    notes: tuple[str, ...] = ()
+    """What could not be measured or kept, in sentences."""
+
+
+def measure(
+    runtime: Runtime,
+    settings: Settings,
+    serving: ServeSettings,
+    *,
+    directory: Path,
+    forecast: Forecast | None = None,
+    now: Callable[[], float] = time.time,
+) -> Measured:
+    """Measure the stack, its backups (archives are in ``directory``) and what they lie on, and put it into the spool.
+
+    Never raises for what the catalogue knows; the notes say what could not be measured.
+    """
+    taken, notes = now(), list[str]()
+    found: list[tuple[str, str, float]] = []
+    stack: Stack | None = None
+    state: Path | None = None
+    try:
+        stack = runtime.stack()
+        state = runtime.state_directory()
+        found += _of_volumes(stack, notes)
+    except errors.CosmosError as error:
+        notes.append(error.message)
+    disks = dict(_of_disks(_folders(stack, settings, directory, state)))
+    for name, numbers in disks.items():
+        found += [(f"disk:{name}", number, value) for number, value in numbers.items()]
+    if forecast and state:
+        found += _of_growth(state, serving, forecast, disks, taken)
+    found += _of_backups(settings, directory, stack, taken, notes)
+    checked = health.check_stack(lambda: runtime, settings, backups=directory)
+    outcomes = dict.fromkeys(_ONLY_WHEN_AMISS, 1.0) | {each.name: _OUTCOME[each.outcome] for each in checked.checks}
+    found += [(f"check:{name}", "ok", value) for name, value in outcomes.items()]
+    measurements = tuple(Measurement(taken, *each) for each in found)
+    if state:
+        notes += keep(state, settings, measurements)
+    return Measured(measurements, _details(checked), tuple(notes))
+
+
+def keep(state: Path, settings: Settings, measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
+    """Put these into the spool; what there is to say of it, mostly nothing. That measurements were lost is one too."""
+    folder = state / SPOOL / MEASUREMENTS
+    try:
+        if dropped := segments.append(folder, measurements, limit=settings.history.spool):
+            segments.append(folder, [Measurement(time.time(), "spool", "dropped_segments", float(dropped))])
+            return (f"the history has been away for too long: {dropped} of the oldest rounds of measuring went",)
+    except errors.CosmosError as error:
+        return (f"what was measured is not kept: {error.message}",)
+    return ()
+
+
+def _of_volumes(stack: Stack, notes: list[str]) -> Iterator[tuple[str, str, float]]:
+    for volume in stack.volumes:
+        yield f"volume:{volume.name}", "exists", float(volume.exists)
+        if volume.path is None or not volume.exists:
+            continue
+        try:
+            size = usage.measure_tree(volume.path)
+        except OSError as error:
+            notes.append(f"the volume {volume.name} cannot be measured: {error.strerror}")
+            continue
+        yield f"volume:{volume.name}", "bytes", float(size.bytes)
+        yield f"volume:{volume.name}", "files", float(size.files)
+
+
+def _folders(stack: Stack | None, settings: Settings, directory: Path, state: Path | None) -> list[Path]:
+    volumes = [volume.path for volume in stack.volumes if volume.path is not None and volume.exists] if stack else []
+    return [directory, *store.local_folder(settings), *([state] if state else []), *sorted(volumes)]
+
+
+def _of_disks(folders: list[Path]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each disk once, called by where it is mounted."""
+    seen: set[int] = set()
+    for folder in folders:
+        try:
+            place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+            device, disk = place.stat().st_dev, os.statvfs(place)
+        except OSError:
+            continue  # one that cannot be looked at is a failed check of its own
+        if device in seen:
+            continue
+        seen.add(device)
+        while not place.is_mount():
+            place = place.parent
+        size, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+        used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+        numbers: dict[str, float] = {"size_bytes": size, "free_bytes": free, "used_bytes": used}
+        if used + free:
+            numbers["used_ratio"] = used / (used + free)  # as df counts: what is kept for root is not free
+        if disk.f_files:
+            numbers["used_inodes_ratio"] = 1 - disk.f_ffree / disk.f_files
+        yield str(place), {name: float(value) for name, value in numbers.items()}
+
+
+def _of_growth(
+    state: Path, serving: ServeSettings, forecast: Forecast, disks: Mapping[str, Mapping[str, float]], taken: float
+) -> Iterator[tuple[str, str, float]]:
+    subjects = tuple(f"disk:{name}" for name in disks)
+    used = history.series(state, serving, subjects, "used_bytes", taken - _FORECAST_S)
+    for name, numbers in disks.items():
+        series = (*used[f"disk:{name}"], (taken, numbers["used_bytes"]))
+        if foretold := forecast(series, numbers["free_bytes"]):
+            for number, days in zip(("", "_low", "_high"), foretold, strict=True):
+                yield f"disk:{name}", f"days_until_full{number}", max(0.0, min(days, FOREVER_DAYS))
+
+
+def _of_backups(
+    settings: Settings, directory: Path, stack: Stack | None, taken: float, notes: list[str]
+) -> Iterator[tuple[str, str, float]]:
+    project = settings.stack.project or (stack.project if stack else None)
+    complete = [
+        datetime.fromisoformat(archive.manifest.instant).timestamp()
+        for archive in listing.list_archives(directory)
+        if archive.complete and not archive.safety
+    ]
+    if store.configured(settings):
+        try:
+            repository = store.open_repository(settings)
+            kept = store.kept(repository, project)
+            complete += [each.made_s for each in kept if each.complete and not each.safety]
+            yield "repository", "bytes", float(sum(each.size for each in repository.backend.list("data")))
+            yield "repository", "snapshots_count", float(len(kept))
+        except errors.CosmosError as error:
+            notes.append(f"the repository cannot be measured: {error.message}")
+            return  # whether there is a backup is unknown then
+    yield "backup", "complete_count", float(len(complete))
+    if complete:
+        yield "backup", "age_seconds", max(0.0, taken - max(complete))
+
+
+def _details(checked: Health) -> dict[str, str]:
+    return {f"check:{check.name}": check.detail for check in checked.checks if check.outcome != "ok"}
