@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import typer
 
 from cosmos_coherence import errors
@@ -165,9 +167,10 @@ def _share(text: str) -> float:
 def health(*, as_json: bool) -> int:
     """Run the checks; 1 when one of them fails."""
     settings = context.settings()
-    healing.first(settings)
-    found = checking.check_stack(lambda: context.runtime(settings), settings, backups=context.backups(settings))
-    return _checks(found, as_json=as_json)
+    opened = functools.cache(lambda: context.runtime(settings))
+    if checking.answers(opened, settings.health.limit):
+        healing.first(settings, opened())
+    return _checks(checking.check_stack(opened, settings, backups=context.backups(settings)), as_json=as_json)
 
 
 def doctor(*, as_json: bool) -> int:
