@@ -14,6 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+_TLS_HELLO = 22
+
 Answer = Callable[[socket.socket, str], None]
 """Given the connection and the path that was asked for."""
 
@@ -34,6 +36,8 @@ def answering(answer: Answer, *, pem: Path | None = None) -> Iterator[int]:
                 head = b""
                 while b"\r\n\r\n" not in head and (said := talking.recv(65536)):
                     head += said
+                    if head[0] == _TLS_HELLO:
+                        return  # as servers do that speak something else
                 if b"\r\n\r\n" in head:
                     answer(talking, head.split()[1].decode())
 

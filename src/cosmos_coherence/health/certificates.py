@@ -15,7 +15,7 @@ from datetime import datetime
 
 from cosmos_coherence.drivers.folders import Folders, open_file
 from cosmos_coherence.health.checks import CheckResult, Number, Outcome, gravest
-from cosmos_coherence.health.endpoints import Endpoint, connected, secured
+from cosmos_coherence.health.endpoints import Endpoint, connected
 from cosmos_coherence.model import Volume
 
 _LIVE = b"live"
@@ -50,8 +50,9 @@ def check_volume(volume: Volume, patience: Patience, *, now_s: float) -> CheckRe
 def check_served(endpoint: Endpoint, patience: Patience, *, now_s: float, limit_s: float) -> CheckResult:
     """The certificate that is shown there."""
     try:
-        with connected(endpoint, limit_s) as door, secured(door, endpoint.host.rpartition(":")[0]) as tls:
-            shown = tls.getpeercert(binary_form=True)
+        with connected(endpoint, limit_s) as door:
+            assert isinstance(door, ssl.SSLSocket)
+            shown = door.getpeercert(binary_form=True)
     except (ssl.SSLError, OSError):
         if endpoint.foreign:
             return CheckResult("", "ok", "cannot be asked from here")

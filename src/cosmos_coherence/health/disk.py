@@ -16,7 +16,7 @@ MIN_FREE = 256 * 1024 * 1024
 LIMIT = "cosmos.limit"
 """Label of a volume: how much it may hold (``10GiB``)."""
 
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGTP]?)(i?)B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGTP]?)(i?)B?", re.IGNORECASE | re.ASCII)
 _MEASURED_IN = 0.9
 """Of its time limit, after which a walk through a volume is given up, so that the check can say so itself."""
 

@@ -118,45 +118,52 @@ def check_endpoint(endpoint: Endpoint, limit_s: float) -> CheckResult:
 
 @contextlib.contextmanager
 def connected(endpoint: Endpoint, limit_s: float) -> Iterator[socket.socket]:
-    """A connection to the first of its addresses that takes one, shut when the time is over, so that nobody is kept by
-    an answer that comes a byte at a time. ``OSError``."""
+    """A connection to the first of its addresses that takes one, with TLS where its address says so.
+
+    It is shut when the time is over, so that nobody is kept by an answer that comes a byte at a time. The certificate
+    is not judged here: a check of its own looks at it. ``OSError``.
+    """
     door = _dialled(endpoint.addresses, limit_s)
-    over = threading.Timer(max(0.0, limit_s), _shut, (door,))
+    tls = _wrapped(door, urlsplit(endpoint.url).hostname or "") if endpoint.url.startswith("https:") else None
+    over = threading.Timer(max(0.0, limit_s), _shut, (tls or door,))
     over.daemon = True
     over.start()
     try:
-        yield door
+        if tls:
+            tls.do_handshake()
+        yield tls or door
     finally:
         over.cancel()
-        door.close()
+        (tls or door).close()
 
 
-def secured(door: socket.socket, host: str) -> ssl.SSLSocket:
-    """TLS with whoever it is: the certificate is what a check of its own looks at."""
+def _wrapped(door: socket.socket, host: str) -> ssl.SSLSocket:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context.wrap_socket(door, server_hostname=host)
+    return context.wrap_socket(door, server_hostname=host, do_handshake_on_connect=False)
 
 
 def _get(endpoint: Endpoint, url: str, limit_s: float) -> tuple[int, str]:
     """Status and where it redirects to; 0 for an address without a scheme."""
     found = urlsplit(url)
     began = time.monotonic()
-    with connected(endpoint, limit_s) as door:
-        if not found.scheme:
-            return 0, ""
-        try:
+    try:
+        with connected(endpoint, limit_s) as door:
+            if not found.scheme:
+                return 0, ""
             connection = http.client.HTTPConnection(found.hostname or "", _port_of(found))
-            connection.sock = secured(door, found.hostname or "") if found.scheme == "https" else door
+            connection.sock = door
             target = f"{found.path or '/'}{'?' if found.query else ''}{found.query}"
             connection.request("GET", target, headers={"User-Agent": "cosmos-health", "Accept": "*/*"})
             answer = connection.getresponse()
             answer.read(_READ_BYTES)
-            return answer.status, answer.headers.get("Location", "") or ""
-        except (http.client.HTTPException, OSError):
-            if time.monotonic() - began >= limit_s * 0.99:  # the door was shut
-                raise TimeoutError from None
+    except (http.client.HTTPException, OSError):
+        if time.monotonic() - began < limit_s:
             raise
+        raise TimeoutError from None
+    if time.monotonic() - began >= limit_s:  # the door was shut in the middle, which looks like an end
+        raise TimeoutError
+    return answer.status, answer.headers.get("Location", "") or ""
 
 
 def _dialled(addresses: Sequence[Address], limit_s: float) -> socket.socket:
@@ -177,7 +184,7 @@ def _dialled(addresses: Sequence[Address], limit_s: float) -> socket.socket:
 
 def _shut(door: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        door.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(door, socket.SHUT_RDWR)  # that of TLS would take away what another thread reads from
 
 
 # ---------------------------------------------------------------------------------------------- what is to be asked
