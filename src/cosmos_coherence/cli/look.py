@@ -1,8 +1,6 @@
-"""The verbs that only look: ``status``, ``list``, ``show``, ``check``, ``health``, ``doctor``."""
+"""The verbs that only look: ``status``, ``list``, ``show``, ``check``, ``doctor``."""
 
 from __future__ import annotations
-
-import functools
 
 import typer
 
@@ -12,9 +10,7 @@ from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.cli import beside, context, healing, render
 from cosmos_coherence.flow import doctor as examining
 from cosmos_coherence.flow import events, inventory, upkeep
-from cosmos_coherence.flow import health as checking
 from cosmos_coherence.flow.survey import survey
-from cosmos_coherence.health.checks import Health
 from cosmos_coherence.settings import Settings
 
 
@@ -164,26 +160,9 @@ def _share(text: str) -> float:
     return share
 
 
-def health(*, as_json: bool) -> int:
-    """Run the checks; 1 when one of them fails."""
-    settings = context.settings()
-    opened = functools.cache(lambda: context.runtime(settings))
-    if checking.answers(opened, settings.health.limit):
-        healing.first(settings, opened())
-    return _checks(checking.check_stack(opened, settings, backups=context.backups(settings)), as_json=as_json)
-
-
 def doctor(*, as_json: bool) -> int:
     """Look at what a run needs, once leftovers are healed; 1 when something is missing."""
     settings = context.settings()
     healing.first(settings)
     found = examining.examine(lambda: context.runtime(settings), settings, backups=context.backups(settings))
-    return _checks(found, as_json=as_json)
-
-
-def _checks(found: Health, *, as_json: bool) -> int:
-    if as_json:
-        render.as_json(found)
-    else:
-        render.table(("CHECK", "RESULT", "DETAIL"), [(r.name, r.outcome, r.detail) for r in found.checks])
-    return errors.CosmosError.exit_status if found.outcome == "fail" else 0
+    return render.checks(found, json_wanted=as_json)

@@ -255,9 +255,9 @@ def unlock(
 @app.command()
 def health(as_json: Json = False) -> None:
     """Check services, addresses, databases, caches, certificates, volumes, disk and the age of the last backup."""
-    from cosmos_coherence.cli import look
+    from cosmos_coherence.cli import health as verbs
 
-    _finish(look.health(as_json=as_json))
+    _finish(verbs.health(as_json=as_json))
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""Is the stack well, and is its backup young enough: all checks of the stack, its stores, disks and backups."""
+"""Is the stack well, and is its backup young enough: all checks of the stack, its stores, disks and backups.
+
+What a single check needs is loaded by it, beside the others, so that the first of them is asked soon.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,10 @@ from pathlib import Path
 from cosmos_coherence import errors
 from cosmos_coherence.discover.classify import classify
 from cosmos_coherence.drivers.runtime import Runtime
-from cosmos_coherence.flow import inventory
 from cosmos_coherence.health import age, cache, certificates, checks, database, disk, endpoints, services
 from cosmos_coherence.health.checks import Check, CheckResult, Health
 from cosmos_coherence.model import Measurement, Service, Stack, Volume
 from cosmos_coherence.settings import Settings
-from cosmos_coherence.sources.tree_scan import looks_like_database
 from cosmos_coherence.volumes.usage import measure_tree
 
 _RUN = "health"
@@ -103,7 +104,7 @@ def _of_server(runtime: Runtime, stack: Stack, service: Service) -> Iterator[tup
     if service.state != "running":
         return
     try:
-        kind = classify(service, holds=looks_like_database, stack=stack)
+        kind = classify(service, holds=_holds, stack=stack)
     except errors.ConfigurationError as error:
         sentence = error.message
         yield f"kind {service.name}", lambda: CheckResult("", "fail", sentence)
@@ -112,6 +113,12 @@ def _of_server(runtime: Runtime, stack: Stack, service: Service) -> Iterator[tup
         yield f"database {service.name}", lambda: _database(runtime, service.name)
     elif kind == "redis":
         yield f"cache {service.name}", lambda: _cache(runtime, service.name)
+
+
+def _holds(folder: Path) -> str:
+    from cosmos_coherence.sources.tree_scan import looks_like_database
+
+    return looks_like_database(folder)
 
 
 def _database(runtime: Runtime, service: str) -> CheckResult:
@@ -147,6 +154,8 @@ def _of_backups(settings: Settings, backups: Path, project: str) -> Iterator[tup
     yield "disk", lambda: disk.check_fullness(backups, limits, min_free=settings.backup.min_free)
 
     def backup_age() -> CheckResult:
+        from cosmos_coherence.flow import inventory
+
         last = inventory.newest(settings, backups, project=project or None, complete=True)
         made_s = datetime.fromisoformat(last.manifest.instant).timestamp() if last else None
         return age.check_backup_age(made_s, now_s=time.time(), warn_s=given.backup_warn, fail_s=given.backup_fail)

@@ -22,10 +22,13 @@ def check_cache(service: str, ping: Callable[[], str], info: Callable[[str], Map
     ``info`` gives a section of ``INFO``. Both raise when the server does not answer.
     """
     said = ping()
-    if said != "PONG":
+    stopped = said.startswith("MISCONF ")  # also PING is answered so while a failed save stops all writes
+    if said != "PONG" and not stopped:
         return CheckResult(f"cache {service}", "fail", "answers PING with something else")
     memory, kept = info("memory"), info("persistence")
     findings = [*_persistence(kept), *_memory(memory)]
+    if stopped:
+        findings.append(("fail", "refuses writes"))
     used = _whole(memory, "used_memory")
     numbers = [Number(f"service:{service}", "memory_bytes", used)]
     if most := _whole(memory, "maxmemory"):

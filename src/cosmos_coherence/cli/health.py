@@ -1,0 +1,18 @@
+"""The verb ``health``: it loads little, so that it takes no longer than what it asks."""
+
+from __future__ import annotations
+
+import functools
+
+from cosmos_coherence.cli import context, healing, render
+from cosmos_coherence.flow import health as checking
+
+
+def health(*, as_json: bool) -> int:
+    """Run the checks; 1 when one of them fails."""
+    settings = context.settings()
+    opened = functools.cache(lambda: context.runtime(settings))
+    if checking.answers(opened, settings.health.limit):
+        healing.first(settings, opened())
+    found = checking.check_stack(opened, settings, backups=context.backups(settings))
+    return render.checks(found, json_wanted=as_json)
