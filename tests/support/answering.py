@@ -23,7 +23,22 @@ Answer = Callable[[socket.socket, str], None]
 @contextlib.contextmanager
 def answering(answer: Answer, *, pem: Path | None = None) -> Iterator[int]:
     """A server on loopback, with TLS when there is a ``pem`` of certificate and key; its port."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    with _serving(socket.create_server(("127.0.0.1", 0)), answer, pem) as listener:
+        yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def unix_answering(answer: Answer, path: Path) -> Iterator[Path]:
+    """The same behind a unix socket."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    with _serving(listener, answer, None):
+        yield path
+
+
+@contextlib.contextmanager
+def _serving(listener: socket.socket, answer: Answer, pem: Path | None) -> Iterator[socket.socket]:
     context = None
     if pem:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -49,7 +64,7 @@ def answering(answer: Answer, *, pem: Path | None = None) -> Iterator[int]:
 
     threading.Thread(target=listen, daemon=True).start()
     try:
-        yield listener.getsockname()[1]
+        yield listener
     finally:
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)

@@ -55,7 +55,7 @@ def root_processes(facts: Facts) -> Iterator[Finding]:
             yield _of(service, "a process of it is root")
     for service in facts.services:
         if not service.created:
-            yield _of(service, "it has no container yet", known=False)
+            yield _of(service, "it has no container", known=False)
 
 
 def root_users(facts: Facts) -> Iterator[Finding]:
