@@ -22,7 +22,7 @@ class Found:
         self.server, self.kind = server, kind
         self.run = server.run
 
-    def stack(self):
+    def stack(self, *, declared=True):
         stack = self.server.stack()
         return replace(stack, services=tuple(replace(s, labels={"cosmos.kind": self.kind}) for s in stack.services))
 

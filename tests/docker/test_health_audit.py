@@ -202,13 +202,15 @@ def test_a_cache_that_hangs_is_a_finding_and_nobody_waits(sick):
     assert found["endpoint web http://web:8000/index.html"][0] == "ok"
 
 
-def test_a_cache_that_is_stopped(sick):
+def test_a_cache_that_is_stopped_and_one_that_is_gone(sick):
     sick.compose("stop", "redis")
     status, found = health(sick)
     assert status == 1
     assert found["service redis"] == ("fail", "exited")
     assert "cache redis" not in found
-    sick.compose("start", "redis")
+    sick.compose("rm", "--force", "redis")
+    assert health(sick)[1]["missing"] == ("fail", "service redis")
+    sick.compose("up", "--detach", "--wait", "redis")
 
 
 def test_an_audit_names_what_is_wrong_and_repeats_no_secret(sick):

@@ -68,13 +68,15 @@ def measurements(health: Health) -> tuple[Measurement, ...]:
 
 def _opened(open_runtime: Callable[[], Runtime]) -> tuple[Runtime, Stack]:
     runtime = open_runtime()
-    return runtime, runtime.stack()
+    return runtime, runtime.stack(declared=False)
 
 
 def _of_stack(runtime: Runtime, stack: Stack, settings: Settings) -> Iterator[tuple[str, Check]]:
     given = settings.health
     limits = disk.Limits(given.volume_warn, given.volume_fail)
     patience = certificates.Patience(given.certificate_warn, given.certificate_fail)
+    if stack.runtime == "docker":
+        yield "missing", partial(_missing, runtime)
     yield from endpoints.checks_of(stack, given.urls, given.limit).items()
     for service in stack.services:
         yield from _of_server(runtime, stack, service)
@@ -83,6 +85,14 @@ def _of_stack(runtime: Runtime, stack: Stack, settings: Settings) -> Iterator[tu
     for volume in stack.volumes:
         yield f"volume {volume.short}", partial(_volume, volume, runtime, limits, given.limit)
         yield f"certificates {volume.short}", partial(_certificates, volume, patience)
+
+
+def _missing(runtime: Runtime) -> CheckResult | None:
+    """What the Compose files declare and is not there; it takes Compose to tell, so it is asked beside the others."""
+    stack = runtime.stack()
+    lost = [f"service {s.name}" for s in stack.services if s.state == "missing"]
+    lost += [f"volume {v.short}" for v in stack.volumes if not v.exists]
+    return CheckResult("", "fail", ", ".join(lost)) if lost else None
 
 
 def _served(endpoint: endpoints.Endpoint, patience: certificates.Patience, limit_s: float) -> CheckResult:
