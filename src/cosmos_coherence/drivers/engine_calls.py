@@ -134,8 +134,13 @@ def _one(path: str) -> Callable[..., Call]:
     return lambda name: Call(path.replace("*", _name(name)))
 
 
+def _image(path: str) -> Callable[..., Call]:
+    """Names of images have steps of their own."""
+    return lambda name: Call(path.replace("*", quote(name, safe="/:@")))
+
+
 def _name(name: str) -> str:
-    return quote(name, safe="/:@")
+    return quote(name, safe="")
 
 
 _CALLS: Mapping[str, Callable[..., Call]] = {
@@ -144,9 +149,9 @@ _CALLS: Mapping[str, Callable[..., Call]] = {
     "info": lambda: Call("/info"),
     "version": lambda: Call("/version"),
     "inspect_container": _one("/containers/*/json"),
-    "inspect_image": _one("/images/*/json"),
+    "inspect_image": _image("/images/*/json"),
     "inspect_volume": _one("/volumes/*"),
-    "history": _one("/images/*/history"),
+    "history": _image("/images/*/history"),
     "exec_create": _exec_create,
     "exec_inspect": _one("/exec/*/json"),
     "top": _top,

@@ -58,8 +58,10 @@ def test_errors_are_those_of_the_catalogue(tmp_path, answer, error, said):
 
 
 def test_names_are_part_of_a_path_and_nothing_else():
-    for name in ("x?force=1", "x#y", "x y", "x\r\ny"):
+    for name in ("x?force=1", "x#y", "x y", "x\r\ny", "../volumes/x"):
         call = engine_calls.prepared("inspect_container", (name,), {})
+        assert call.path.startswith("/containers/")
+        assert call.path.count("/") == 3
         assert not set(call.path) & set("?#\r\n ")
     assert engine_calls.prepared("inspect_image", ("host:5000/a/b:1@sha256:0",), {}).path.startswith(
         "/images/host:5000/a/b:1"
