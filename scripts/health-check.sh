@@ -1,3 +1,3 @@
 #!/bin/sh
-# Check services, database, cache, disk and backups; options as in `cosmos health --help`.
+# Check services, addresses, stores, certificates, disks and backups; options as in `cosmos health --help`.
 exec "$(dirname -- "$0")/cosmos" health "$@"

@@ -32,6 +32,18 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True)
+class Port:
+    """A TCP port of a service that is open on the host."""
+
+    address: str
+    """Where on the host: ``127.0.0.1``, ``0.0.0.0`` for everywhere."""
+    published: int
+    """Its number on the host."""
+    target: int
+    """Its number inside the service."""
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """One running or stopped copy of a service: one container, or one local process."""
 
@@ -51,6 +63,7 @@ class Service:
     """The Compose project it belongs to; differs from the stack's for a neighbour."""
     addresses: tuple[str, ...] = ()
     """Its addresses on the stack's networks, to tell its connections from foreign ones."""
+    ports: tuple[Port, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

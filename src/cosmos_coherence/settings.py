@@ -170,6 +170,35 @@ class NotifySettings(_Table):
     """How long a notifier may take."""
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class HealthSettings(_Table):
+    """``[health]``: what is asked besides what the stack says of itself, and from when on a finding is one."""
+
+    limit: Annotated[Duration, Field(gt=0)] = 5.0
+    """How long a check may take."""
+    urls: Command = ()
+    """Further addresses that have to answer: ``https://shop.example.org/health``."""
+    volume_warn: Share = 0.80
+    volume_fail: Share = 0.95
+    """How full a volume, its disk, or the inodes of that may be."""
+    certificate_warn: Duration = 21 * 86400.0
+    certificate_fail: Duration = 3 * 86400.0
+    """What must be left of a certificate."""
+    backup_warn: Duration = 26 * 3600.0
+    backup_fail: Duration = 52 * 3600.0
+    """How old the newest complete backup may be; a daily one is late after 26 hours."""
+    proof_warn: Duration = 35 * 86400.0
+
+
+class AuditSettings(_Table):
+    """``[audit]``: which rules are known and left as they are."""
+
+    ignore: Command = ()
+    """Ids of rules; they are shown as ignored."""
+
+
 class Settings(_Table):
     """All settings. Nothing is needed for the reference stack."""
 
@@ -183,6 +212,8 @@ class Settings(_Table):
     history: HistorySettings = HistorySettings()
     alarms: AlarmSettings = AlarmSettings()
     notify: NotifySettings = NotifySettings()
+    health: HealthSettings = HealthSettings()
+    audit: AuditSettings = AuditSettings()
     image: str = "cosmos-coherence:latest"
     """Image of this program, for the times it has to run beside the volumes."""
     docker_host: str = ""

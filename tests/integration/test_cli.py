@@ -39,6 +39,7 @@ def call(stack: EmbeddedStack, *arguments: str, **environment: str):
         (["show"], "instant"),
         (["check"], "checked"),
         (["health"], "checks"),
+        (["audit"], "audit"),
         (["doctor"], "checks"),
         (["recover"], "status"),
         (["forget"], "remove"),

@@ -11,6 +11,7 @@ import typer
 
 from cosmos_coherence import errors
 from cosmos_coherence.cli.main import app
+from cosmos_coherence.volumes import audit
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,8 +119,26 @@ def test_the_page_of_errors_is_current():
     assert (ROOT / "docs/errors.md").read_text("utf-8") == errors_page()
 
 
+# ---------------------------------------------------------------------------------------------------------- audit
+def audit_page() -> str:
+    """``docs/audit.md``: what is said by hand, and the rules as the table of the program says them."""
+    before, _, _ = (ROOT / "docs/audit.md").read_text("utf-8").partition("| rule |")
+    rows = [
+        f"| `{rule.id}` | {rule.title} | {' | '.join(rule.severity.get(p, '') for p in ('production', 'development'))} "
+        f"| {rule.guide} | {rule.remedy} |"
+        for rule in audit.RULES
+    ]
+    head = "| rule | what it asks for | production | development | section of the guide | remedy |"
+    return before + "\n".join([head, "|---|---|---|---|---|---|", *rows, ""])
+
+
+def test_the_page_of_the_audit_is_current():
+    assert (ROOT / "docs/audit.md").read_text("utf-8") == audit_page()
+
+
 if __name__ == "__main__":
     (ROOT / "docs/errors.md").write_text(errors_page(), "utf-8")
+    (ROOT / "docs/audit.md").write_text(audit_page(), "utf-8")
 
 
 # ----------------------------------------------------------------------------------------------------- the repository

@@ -6,7 +6,7 @@ import redis
 from sqlalchemy import Engine, text
 
 from cosmos_coherence import errors
-from cosmos_coherence.health import checks
+from cosmos_coherence.health import checks, disk
 from cosmos_coherence.history.database import opened
 from cosmos_coherence.settings import ServeSettings
 
@@ -20,7 +20,7 @@ def probes(settings: ServeSettings, engine: Engine) -> dict[str, checks.Check]:
     return {
         "database": lambda: database(engine),
         "cache": lambda: cache(settings.redis_url),
-        "disk": lambda: checks.check_disk(settings.data_directory, settings.min_free),
+        "disk": lambda: disk.check_disk(settings.data_directory, settings.min_free),
     }
 
 

@@ -1,4 +1,4 @@
-"""The verbs that only look: ``status``, ``list``, ``show``, ``check``, ``health``, ``doctor``."""
+"""The verbs that only look: ``status``, ``list``, ``show``, ``check``, ``doctor``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.cli import beside, context, healing, render
 from cosmos_coherence.flow import alarm, events, inventory, upkeep
 from cosmos_coherence.flow import doctor as examining
-from cosmos_coherence.flow import health as checking
 from cosmos_coherence.flow.survey import survey
-from cosmos_coherence.health.checks import Health, worst
 from cosmos_coherence.settings import Settings
 
 
@@ -168,26 +166,9 @@ def _share(text: str) -> float:
     return share
 
 
-def health(*, as_json: bool) -> int:
-    """Run the checks; 1 when one of them fails."""
-    settings = context.settings()
-    healing.first(settings)
-    found = checking.check_stack(lambda: context.runtime(settings), settings, backups=context.backups(settings))
-    told = alarm.check_notifiers(alarm.known(context.found_state(settings)))
-    return _checks(Health(worst((*found.checks, *told)), (*found.checks, *told)), as_json=as_json)
-
-
 def doctor(*, as_json: bool) -> int:
     """Look at what a run needs, once leftovers are healed; 1 when something is missing."""
     settings = context.settings()
     healing.first(settings)
     found = examining.examine(lambda: context.runtime(settings), settings, backups=context.backups(settings))
-    return _checks(found, as_json=as_json)
-
-
-def _checks(found: Health, *, as_json: bool) -> int:
-    if as_json:
-        render.as_json(found)
-    else:
-        render.table(("CHECK", "RESULT", "DETAIL"), [(r.name, r.outcome, r.detail) for r in found.checks])
-    return errors.CosmosError.exit_status if found.outcome == "fail" else 0
+    return render.checks(found, json_wanted=as_json)

@@ -254,10 +254,36 @@ def unlock(
 
 @app.command()
 def health(as_json: Json = False) -> None:
-    """Check services, database, cache, disk and the age of the last backup."""
-    from cosmos_coherence.cli import look
+    """Check services, addresses, databases, caches, certificates, volumes, disk and the age of the last backup."""
+    from cosmos_coherence.cli import health as verbs
 
-    _finish(look.health(as_json=as_json))
+    _finish(verbs.health(as_json=as_json))
+
+
+@app.command()
+def audit(
+    profile: Annotated[
+        str,
+        typer.Option(
+            "--profile", metavar="development|production", help="Instead of the one that the Compose files say."
+        ),
+    ] = "",
+    fail_on: Annotated[
+        str,
+        typer.Option(
+            "--fail-on", metavar="error|warning", help="From which severity on a failed rule is exit status 1."
+        ),
+    ] = "error",
+    sarif: Annotated[
+        Path | None,
+        typer.Option("--sarif", metavar="FILE|-", help="Write a SARIF 2.1.0 log as well; - for standard output."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the stack against the best practices of the guide, each with its remedy."""
+    from cosmos_coherence.cli import audit as verbs
+
+    _finish(verbs.audit(profile=profile, fail_on=fail_on, sarif_file=sarif, as_json=as_json))
 
 
 @app.command()

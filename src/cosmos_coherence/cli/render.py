@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from cosmos_coherence.flow.events import Advanced, Emit, Event, Held, Noted, PartDone, Report, StepBegan, silent
+from cosmos_coherence.health.checks import Health
 from cosmos_coherence.model import Gap
 
 _CLEAR = "\r\x1b[K"
@@ -146,6 +147,15 @@ def report(found: Report, *, json_wanted: bool) -> int:
     if found.status == "incomplete":
         typer.echo("the backup is marked incomplete", err=True)
     return found.exit_status
+
+
+def checks(found: Health, *, json_wanted: bool) -> int:
+    """Print the findings; 1 when one of them is a failure, else 0."""
+    if json_wanted:
+        as_json(found)
+    else:
+        table(("CHECK", "RESULT", "DETAIL"), [(r.name, r.outcome, r.detail) for r in found.checks])
+    return int(found.outcome == "fail")
 
 
 def gaps(missing: list[Gap]) -> None:

@@ -57,13 +57,13 @@ class DockerRuntime:
         self._read: tuple[object, Definition] | None = None
         self._reading = threading.Lock()
 
-    def stack(self) -> Stack:
+    def stack(self, *, declared: bool = True) -> Stack:
         """See ``Runtime``. A project of which nothing but its Compose files, or its volumes, is left is found, too."""
         listed = self.engine.ask("containers", all=True)
         own = [c for c in listed if docker_facts.is_of(c, self.project)]
         volumes = docker_facts.volumes_of(self.project, self.engine.ask("volumes")["Volumes"] or [], listed)
         directory, files = self._origin(own)
-        definition = self._definition(directory, files, needed=not own) if files else None
+        definition = self._definition(directory, files, needed=not own) if files and (declared or not own) else None
         if not own and not volumes and definition is None:
             known = self.projects()
             raise errors.NotFound(

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
-from cosmos_coherence.model import Health, Mount, Service, ServiceState, Volume
+from cosmos_coherence.model import Health, Mount, Port, Service, ServiceState, Volume
 
 Facts = Mapping[str, Any]
 """What the engine says of one thing."""
@@ -106,7 +106,15 @@ def service_of(facts: Facts, digest: Callable[[str, str], str]) -> Service:
         depends_on=tuple(sorted(conditions_of(facts))),
         project=labels_of(facts).get(PROJECT, ""),
         addresses=tuple(address for address in addresses if address),
+        ports=tuple(_ports(facts)),
     )
+
+
+def _ports(facts: Facts) -> Iterable[Port]:
+    for target, bindings in sorted((facts["NetworkSettings"].get("Ports") or {}).items()):
+        number, _, protocol = str(target).partition("/")
+        for binding in bindings or () if protocol == "tcp" else ():
+            yield Port(str(binding.get("HostIp") or "0.0.0.0"), int(binding["HostPort"]), int(number))  # noqa: S104
 
 
 def _mounts(facts: Facts) -> Iterable[Mount]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import importlib
 import io
 import json
@@ -14,9 +15,10 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from cosmos_coherence import errors, settings
+from cosmos_coherence.drivers import engine_calls
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
-_ANSWER_S = 60.0
+_ANSWER_S = engine_calls.ANSWER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Engine:
 
     def __init__(self, docker_host: str = "") -> None:
         self._wanted = docker_host
+        self._socket = engine_calls.socket_of(docker_host)
         self._lock = threading.Lock()
         self._api: Any = None
         self._host = ""
@@ -46,6 +49,8 @@ class Engine:
     @property
     def host(self) -> str:
         """Its address: ``unix:///var/run/docker.sock``, ``tcp://10.0.0.5:2376``."""
+        if self._socket:
+            return f"unix://{self._socket}"
         self._connected()
         return self._host
 
@@ -55,11 +60,16 @@ class Engine:
         return self.host.removeprefix("unix://") if self.host.startswith("unix://") else ""
 
     def ask(self, call: str, *arguments: Any, **named: Any) -> Any:
-        """The answer to the SDK's low-level ``call``. May be used from several threads.
+        """The answer to the SDK's low-level ``call``, without the SDK where it is not needed. May be used from several
+        threads.
 
         Raises ``EngineUnavailable``, ``EngineForbidden``, ``NotFound``, ``Refused`` for a conflict with the state that
         something is in, ``NoRoom``, and ``CommandFailed`` for whatever else the engine does not do.
         """
+        plain = engine_calls.prepared(call, arguments, named) if self._socket else None
+        if plain is not None:
+            with _in_plain_words(self.host):
+                return engine_calls.answer(self._socket, plain)
         api = self._connected()
         with _in_our_words(self._host):
             return getattr(api, call)(*arguments, **named)
@@ -69,14 +79,16 @@ class Engine:
 
         By hand, since the SDK hides what it has read ahead and cannot close one direction alone.
         """
-        api = self._connected()
+        api = None if self._socket else self._connected()
         sent = json.dumps(body).encode() if body is not None else b""
+        version = f"/v{api.api_version}" if api else ""
         head = (
-            f"POST /v{api.api_version}{path} HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+            f"POST {version}{path} HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
         )
-        with _in_our_words(self._host):
-            door = _dial(self._host, encrypted=bool(api.cert or api.base_url.startswith("https")))
+        with _in_our_words(self._host) if api else _in_plain_words(self.host):
+            encrypted = bool(api and (api.cert or api.base_url.startswith("https")))
+            door = _dial(self.host, encrypted=encrypted)
             wire = Wire(door, cast("io.BufferedReader", door.makefile("rb", 64 * 1024)))
             try:
                 door.sendall(head.encode() + sent)
@@ -185,6 +197,18 @@ def _in_our_words(host: str) -> Iterator[None]:
         if any(isinstance(cause, OSError) for cause in causes):
             raise errors.EngineUnavailable(f"the Docker engine at {host} does not answer") from error
         raise errors.ConfigurationError(f"the Docker engine at {host} cannot be used: {error}") from error
+
+
+@contextlib.contextmanager
+def _in_plain_words(host: str) -> Iterator[None]:
+    try:
+        yield
+    except engine_calls.Refusal as error:
+        raise _of_status(error.status, str(error)) from error
+    except PermissionError as error:
+        raise errors.EngineForbidden(f"this user may not talk to the Docker engine at {host}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise errors.EngineUnavailable(f"the Docker engine at {host} does not answer") from error
 
 
 def _of_status(status: int, said: str) -> errors.CosmosError:

@@ -42,7 +42,7 @@ class LocalRuntime:
         self.folder = folder.resolve()
         self._alone = StackSpec(project=alone, services=()) if alone else None
 
-    def stack(self) -> Stack:
+    def stack(self, *, declared: bool = True) -> Stack:
         """See ``Runtime``. Health is not asked for here, only by ``wait_ready``."""
         spec = self._read()
         labels = {short: volume.labels for short, volume in spec.volumes.items()}

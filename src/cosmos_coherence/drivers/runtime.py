@@ -59,8 +59,9 @@ class Runtime(Protocol):
         """``docker`` or ``process``."""
         ...
 
-    def stack(self) -> Stack:
-        """The stack as it is now, asked anew each time. ``NotFound`` when nothing of it exists."""
+    def stack(self, *, declared: bool = True) -> Stack:
+        """The stack as it is now, asked anew each time. ``NotFound`` when nothing of it exists. Without ``declared``,
+        services and volumes that are missing may be left out, which is quicker."""
         ...
 
     def state_directory(self) -> Path:

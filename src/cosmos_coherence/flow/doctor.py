@@ -14,7 +14,7 @@ from cosmos_coherence.archive import listing
 from cosmos_coherence.cut.journal import Journal
 from cosmos_coherence.drivers import compose, container, docker
 from cosmos_coherence.drivers.runtime import Runtime
-from cosmos_coherence.health import checks
+from cosmos_coherence.health import checks, disk
 from cosmos_coherence.health.checks import CheckResult, Health
 from cosmos_coherence.settings import Settings
 
@@ -41,7 +41,7 @@ def examine(open_runtime: Callable[[], Runtime], settings: Settings, *, backups:
         }
     looks |= {"backups": lambda: _writable(backups), "leftovers": lambda: _leftovers(open_runtime(), backups)}
     found = checks.run({name: _check(name, look) for name, look in looks.items()}, limit_s=_LIMIT_S)
-    results = (*found.checks, checks.check_disk(backups, settings.backup.min_free))
+    results = (*found.checks, disk.check_disk(backups, settings.backup.min_free))
     return Health(checks.worst(results), results)
 
 
