@@ -156,6 +156,11 @@ def link_place(folder: int, name: bytes) -> bytes:
     return b"/proc/self/fd/%d/%s" % (folder, name)
 
 
+def names_in(folder: int) -> list[bytes]:
+    """The names in an open folder, in no particular order. ``OSError``."""
+    return os.listdir(link_place(folder, b"."))  # noqa: PTH208 - names, as bytes, and a million of them
+
+
 def data_runs(file: int, status: os.stat_result) -> Runs | None:
     """The (offset, length) runs of data of an open sparse file; None when it has no holes. ``OSError``."""
     size = status.st_size
