@@ -19,9 +19,7 @@ from support.trees import public_folder
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
-FILL = (
-    "mkdir /data/files && head -c 3000000 /dev/urandom > /data/files/film && ln /data/files/film /data/again"
-)
+FILL = "mkdir /data/files && head -c 3000000 /dev/urandom > /data/files/film && ln /data/files/film /data/again"
 COMPOSE = f"""
 services:
   app:

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from cosmos_coherence import errors
-from cosmos_coherence.cli import beside, context, healing, render
+from cosmos_coherence.cli import context, render
+from cosmos_coherence.drivers.folders import show
 from cosmos_coherence.flow import volumes
 
 if TYPE_CHECKING:
     from cosmos_coherence.drivers.runtime import Runtime
     from cosmos_coherence.flow.volumes import Outlook, Seen
     from cosmos_coherence.model import Volume
+    from cosmos_coherence.settings import Settings
     from cosmos_coherence.volumes.forecast import Range
     from cosmos_coherence.volumes.picture import Area
     from cosmos_coherence.volumes.tally import Tally
@@ -32,9 +34,8 @@ def list_volumes(*, as_json: bool) -> int:
     """Every volume in a line."""
     settings = context.settings()
     runtime = context.runtime(settings)
-    if (exit_status := beside.volumes(runtime, settings)) is not None:
+    if (exit_status := _first(runtime, settings)) is not None:
         return exit_status
-    healing.first(settings, runtime)
     found = volumes.look(runtime.stack(), settings, backups=context.backups(settings))
     if as_json:
         render.as_json(found)
@@ -50,9 +51,8 @@ def inspect(name: str, *, as_json: bool) -> int:
     """One volume: what the engine says of it, and what is known of its content."""
     settings = context.settings()
     runtime = context.runtime(settings)
-    if (exit_status := beside.volumes(runtime, settings)) is not None:
+    if (exit_status := _first(runtime, settings)) is not None:
         return exit_status
-    healing.first(settings, runtime)
     volume = volumes.find(runtime, name)
     (seen,) = volumes.look(runtime.stack(), settings, backups=context.backups(settings), only=volume)
     disk = volumes.disk_of(volume.path) if volume.path else None
@@ -86,6 +86,8 @@ def usage(name: str, *, picture: Path | None, as_json: bool) -> int:
     runtime = context.runtime(settings)
     volume = _near(runtime, name)
     if volume is None:
+        from cosmos_coherence.cli import beside
+
         places = (picture.absolute().parent,) if picture else ()
         if (exit_status := beside.volumes(runtime, settings, paths=places)) is not None:
             return exit_status
@@ -102,11 +104,11 @@ def usage(name: str, *, picture: Path | None, as_json: bool) -> int:
                 "path": volume.path,
                 "usage": tally.usage,
                 "folders": [
-                    {"path": _shown(path), "bytes": size, "files": files}
+                    {"path": show(path), "bytes": size, "files": files}
                     for path, (size, files) in sorted(folders.items(), key=lambda each: -each[1][0])[:_IN_JSON]
                 ],
                 "largest": [
-                    {"path": _shown(f.path), "bytes": f.blocks * 512, "size": f.size, "modified_at": _time(f.mtime_s)}
+                    {"path": show(f.path), "bytes": f.blocks * 512, "size": f.size, "modified_at": _time(f.mtime_s)}
                     for f in sorted(tally.largest, reverse=True)
                 ],
                 "ages": [
@@ -127,9 +129,8 @@ def forecast(name: str, *, as_json: bool) -> int:
     """How fast volumes grow, and when their disk is full."""
     settings = context.settings()
     runtime = context.runtime(settings)
-    if (exit_status := beside.volumes(runtime, settings)) is not None:
+    if (exit_status := _first(runtime, settings)) is not None:
         return exit_status
-    healing.first(settings, runtime)
     if name:
         volumes.find(runtime, name)  # NotFound, with the names that there are
     found = volumes.foresee(runtime.stack(), settings, name=name)
@@ -141,6 +142,16 @@ def forecast(name: str, *, as_json: bool) -> int:
         if each.forecast.unknown:
             typer.echo(f"{each.subject}: {each.forecast.unknown}", err=True)
     return 0
+
+
+def _first(runtime: Runtime, settings: Settings) -> int | None:
+    """Run beside the volumes where that is needed, and the exit status of that; else heal what a killed run left."""
+    from cosmos_coherence.cli import beside, healing
+
+    if (exit_status := beside.volumes(runtime, settings)) is not None:
+        return exit_status
+    healing.first(settings, runtime)
+    return None
 
 
 def _near(runtime: Runtime, name: str) -> Volume | None:
@@ -176,7 +187,7 @@ def _say(volume: Volume, tally: Tally, folders: Mapping[bytes, tuple[int, int]])
     )
     top = sorted(((p, f) for p, f in folders.items() if p and b"/" not in p), key=lambda each: -each[1][0])
     rows = [
-        (_shown(path), render.size(size), _percent(size, usage.bytes), f"{count:,}")
+        (show(path), render.size(size), _percent(size, usage.bytes), f"{count:,}")
         for path, (size, count) in top[:_SHOWN]
     ]
     if more := top[_SHOWN:]:
@@ -190,7 +201,7 @@ def _say(volume: Volume, tally: Tally, folders: Mapping[bytes, tuple[int, int]])
     render.table(
         ("LARGEST FILE", "ON DISK", "SIZE", "MODIFIED"),
         [
-            (_shown(f.path), render.size(f.blocks * 512), render.size(f.size), _time(f.mtime_s))
+            (show(f.path), render.size(f.blocks * 512), render.size(f.size), _time(f.mtime_s))
             for f in sorted(tally.largest, reverse=True)[:_LARGEST]
         ],
     )
@@ -215,10 +226,10 @@ def _outlook(found: Outlook) -> tuple[str, ...]:
     )
 
 
-def _between(found: Range, show: Callable[[float | None], str]) -> str:
+def _between(found: Range, written: Callable[[float | None], str]) -> str:
     if found.value is None and found.low is None:
         return "not in sight"
-    return f"{show(found.value)} ({show(found.low)} to {show(found.high)})"
+    return f"{written(found.value)} ({written(found.low)} to {written(found.high)})"
 
 
 def _days(days: float | None) -> str:
@@ -242,12 +253,6 @@ def _time(seconds: int) -> str:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (OverflowError, ValueError, OSError):  # whoever may write there sets it as he likes
         return "?"
-
-
-def _shown(path: bytes) -> str:
-    from cosmos_coherence.sources.tree_scan import show
-
-    return show(path)
 
 
 def _incomplete(unreadable: int) -> int:
@@ -292,7 +297,7 @@ def _area(name: str, folders: Mapping[bytes, tuple[int, int]]) -> Area:
 
     def area(path: bytes, label: str) -> Area:
         size = folders[path][0]
-        parts = sorted((area(each, _shown(each.rpartition(b"/")[2])) for each in below.get(path, ())), key=_size)[-200:]
+        parts = sorted((area(each, show(each.rpartition(b"/")[2])) for each in below.get(path, ())), key=_size)[-200:]
         rest = size - sum(part.size for part in parts)
         if parts and rest > 0:
             parts.append(Area("everything else", rest, render.size(rest)))

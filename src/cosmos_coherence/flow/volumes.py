@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -121,8 +120,8 @@ def contents(volume: Volume) -> Tally:
 def disk_of(path: Path) -> Disk | None:
     """The disk that the folder is on; None when it cannot be asked."""
     try:
-        found = shutil.disk_usage(path)
-        return Disk(str(_mount_point(path)), found.total, found.free)
+        found = os.statvfs(path)
+        return Disk(str(_mount_point(path)), found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
     except OSError:
         return None
 
