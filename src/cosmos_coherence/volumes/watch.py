@@ -117,7 +117,11 @@ class TreeWatch:
             self._listen(self._ledger)
             why, told, renewed = self._lost, self._told, self._renewed
             self._told, self._renewed = set(), set()
-        why = why or self._look_again(self._ledger, told, renewed)
+        try:
+            why = why or self._look_again(self._ledger, told, renewed)
+        except OSError:
+            self.close()  # what we were told has been spent
+            raise
         return self._begin(why) if why else Measured(self._ledger.usage)
 
     def close(self) -> None:
