@@ -144,7 +144,11 @@ class TreeWatch:
             if not disk.is_local(root):
                 return Measured(measure_tree(self._root), "others may change this file system unseen")
             self._identity = _identity(root)
-            ledger = _Noticing(inotify_simple.INotify(nonblocking=True))
+            try:
+                notify = inotify_simple.INotify(nonblocking=True)
+            except OSError as error:
+                return Measured(measure_tree(self._root), f"the system watches no more trees: {error.strerror}")
+            ledger = _Noticing(notify)
             try:
                 tell_all(root, ledger)
                 with contextlib.closing(Walk(root, ledger)) as walk:

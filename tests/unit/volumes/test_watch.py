@@ -231,6 +231,17 @@ def test_more_folders_than_may_be_watched(root: Path, monkeypatch: pytest.Monkey
         assert found.usage == measure_tree(root)
 
 
+def test_more_trees_than_may_be_watched(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(inotify_simple, "INotify", refuse)
+    with TreeWatch(root) as watch:
+        found = watch.measure()
+        assert "watches no more trees" in found.how
+        assert found.usage == measure_tree(root)
+
+
 def test_forked_walkers_notice_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = watching.tell_all
     monkeypatch.setattr(watching, "tell_all", lambda *given: told(*given, large=1))
