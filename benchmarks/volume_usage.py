@@ -41,7 +41,9 @@ def measure(files=FILES, rounds=5):
     with disk(GIB) as folder:
         tree = folder / "tree"
         fill(tree, files)
-        return [*beside_du(folder, tree, environment, rounds), *watched(tree, rounds)]
+        rows = beside_du(folder, tree, environment, rounds)
+        print(*rows, sep="\n", flush=True)
+        return [*rows, *watched(tree, rounds)]
 
 
 def fill(tree: Path, files: int) -> None:
@@ -114,7 +116,7 @@ def watched(tree, rounds):
             began = time.perf_counter()
             counted = du(tree)
             theirs.append(time.perf_counter() - began)
-            assert (found.how, found.usage.bytes) == ("by notification", counted)
+            assert (found.how, found.usage.bytes) == ("by notification", counted), (found, counted)
         overflow(tree, watch)
         found = watch.measure()
         assert found.walked == "the queue of notifications ran over", found.how
@@ -122,7 +124,7 @@ def watched(tree, rounds):
         storm(tree, chance, 1000)
         os.sync()
         found = watch.measure()
-        assert (found.how, found.usage.bytes) == ("by notification", du(tree))
+        assert (found.how, found.usage.bytes) == ("by notification", du(tree)), found
     return [
         {"what": "the watch, first time", "best_s": round(first, 3), "MiB": round(grown / 2**20)},
         {"what": "the watch, after 1,000 changes", "best_s": round(min(ours), 4), "worst_s": round(max(ours), 4),
