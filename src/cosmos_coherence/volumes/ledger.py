@@ -72,8 +72,10 @@ class Ledger:
             mine = self.records.setdefault(path, theirs)
             if mine is not theirs:
                 mine.own = max(mine.own, theirs.own)
-                mine.names, mine.inodes, mine.blocks = theirs.names, theirs.inodes, theirs.blocks
-                mine.linked = theirs.linked
+                mine.names.extend(theirs.names)
+                mine.inodes.extend(theirs.inodes)
+                mine.blocks.extend(theirs.blocks)
+                mine.linked = mine.linked or theirs.linked
         for inode, found in other.shared.items():
             known = self.shared.get(inode)
             if known is None:

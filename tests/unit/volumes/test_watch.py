@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import pickle
 import random
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +16,9 @@ import pytest
 
 from cosmos_coherence.drivers import disk
 from cosmos_coherence.volumes import watch as watching
+from cosmos_coherence.volumes.ledger import Ledger
 from cosmos_coherence.volumes.usage import measure_tree
+from cosmos_coherence.volumes.walk import Walk
 from cosmos_coherence.volumes.walkers import count_tree
 from cosmos_coherence.volumes.watch import TreeWatch
 
@@ -251,7 +255,23 @@ def test_forked_walkers_notice_too(root: Path, monkeypatch: pytest.MonkeyPatch) 
         assert watch.measure().usage == count_tree(root).usage
         for folder in root.rglob("e*"):
             (folder / "new").write_bytes(bytes(5000))
+            (folder / "3").write_bytes(bytes(50_000))
+            (folder / "4").unlink()
         equal(watch, root)
+
+
+def test_what_two_processes_know_of_a_folder_is_put_together_in_any_order(root: Path) -> None:
+    """One knows the folder itself, which it gave away; the other what is in it."""
+    for turn in (0, 1):
+        whole, itself, inside = Ledger(), Ledger(), Ledger()
+        itself.folder(b"", 8)
+        with contextlib.closing(Walk(root / "d0/e0", inside)) as walk:
+            walk.todo.append(b"")
+            walk.step()
+        for each in (itself, inside)[:: 1 if turn else -1]:
+            whole.merge(pickle.loads(pickle.dumps(each)))
+        assert whole.records[b""].own == 8
+        assert len(whole.records[b""].names) == 100
 
 
 def test_what_left_the_tree_is_watched_no_more(watch: TreeWatch, root: Path) -> None:
