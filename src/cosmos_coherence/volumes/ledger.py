@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import stat
 from array import array
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -30,6 +31,14 @@ class Record:
     blocks: array[int] = field(default_factory=lambda: array("Q"))
     linked: dict[bytes, int] | None = None
     """Inode by name."""
+    lowest: int = 1 << 64
+    highest: int = 0
+    """No inode lies outside: most file systems give the files of one folder numbers that are close to each other."""
+
+    def within(self, inodes: Sequence[int]) -> None:
+        """These come in, too."""
+        if inodes:
+            self.lowest, self.highest = min(self.lowest, min(inodes)), max(self.highest, max(inodes))
 
 
 @dataclass(slots=True)
@@ -74,6 +83,7 @@ class Ledger:
                 mine.own = max(mine.own, theirs.own)
                 mine.names.extend(theirs.names)
                 mine.inodes.extend(theirs.inodes)
+                mine.within(theirs.inodes)
                 mine.blocks.extend(theirs.blocks)
                 mine.linked = mine.linked or theirs.linked
         for inode, found in other.shared.items():
@@ -118,6 +128,7 @@ class Ledger:
         before = len(record.names)
         record.names.extend(map(hash, compress(names, single)))
         record.inodes.extend(compress(inodes, single))
+        record.within(record.inodes[before:])
         record.blocks.extend(compress(blocks, single))
         self.files += len(record.names) - before
         self.blocks += sum(record.blocks[before:])
@@ -151,8 +162,9 @@ class Ledger:
 
     def drop(self, folders: Collection[bytes]) -> set[bytes]:
         """These folders have gone with all that is below them; the paths of all of them."""
-        prefixes = tuple(path + b"/" for path in folders)
-        gone = {path for path in self.records if path in folders or path.startswith(prefixes)} if folders else set()
+        known = {path for path in folders if path in self.records}
+        prefixes = tuple(path + b"/" for path in known)
+        gone = {path for path in self.records if path in known or path.startswith(prefixes)} if known else set()
         for path in gone:
             self.empty(path)
             self.blocks -= self.records.pop(path).own
@@ -160,7 +172,14 @@ class Ledger:
 
     def holding(self, inodes: set[int]) -> list[bytes]:
         """The folders in which one of these files stands as a file of one name."""
-        return [path for path, record in self.records.items() if not inodes.isdisjoint(record.inodes)]
+        wanted = sorted(inodes)
+        return [
+            path
+            for path, record in self.records.items()
+            if (at := bisect_left(wanted, record.lowest)) < len(wanted)
+            and wanted[at] <= record.highest
+            and not inodes.isdisjoint(record.inodes)
+        ]
 
     def _link(self, record: Record, name: bytes, inode: int, found: Shared) -> None:
         if record.linked is None:

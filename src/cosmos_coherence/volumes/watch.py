@@ -204,10 +204,10 @@ class TreeWatch:
     def _look_again(self, ledger: _Noticing, told: set[Name], renewed: set[bytes]) -> str:
         """Bring the ledger up to date; why that was not possible, empty when it was."""
         now = time.monotonic()
-        self._young = {name: since for name, since in self._young.items() if since > now - _SETTLED_S}
-        self._young |= dict.fromkeys(told, now)
-        if len(self._young) > _MOST:
+        young = self._young | dict.fromkeys(told, now)
+        if len(young) > _MOST:
             return "more has changed than is remembered"
+        self._young = {name: since for name, since in young.items() if since > now - _SETTLED_S}
         with contextlib.closing(Walk(self._root, ledger)) as walk:
             if _identity(walk.root) != self._identity:
                 return "the folder was replaced"
@@ -217,7 +217,7 @@ class TreeWatch:
                 for watch in stale:
                     del ledger.paths[watch]
             by_folder: dict[bytes, set[bytes]] = {}
-            for path, name in self._young:
+            for path, name in young:
                 by_folder.setdefault(path, set()).add(name)
             for path in sorted(by_folder):
                 _look(ledger, walk, path, by_folder[path])

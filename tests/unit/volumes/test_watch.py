@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,9 +84,10 @@ def storm(root: Path, chance: random.Random, rounds: int) -> None:
                 folder.rename(other / f"folder{number}")
                 folders.append(other / f"folder{number}")
             case 8 if folder != root:
-                folder.rename(aside / f"{number}")
+                away = aside / f"{number}-{time.monotonic_ns()}"
+                folder.rename(away)
                 if chance.random() < 0.6:
-                    (aside / f"{number}").rename(other / f"back{number}") if other.is_dir() else None
+                    away.rename(other / f"back{number}") if other.is_dir() else None
                     folders.append(other / f"back{number}")
             case 9 if folder != root and chance.random() < 0.3:
                 subprocess.run(["rm", "-r", folder], check=True)
