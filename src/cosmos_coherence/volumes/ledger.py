@@ -38,7 +38,8 @@ class Record:
     def within(self, inodes: Sequence[int]) -> None:
         """These come in, too."""
         if inodes:
-            self.lowest, self.highest = min(self.lowest, min(inodes)), max(self.highest, max(inodes))
+            lowest, highest = min(inodes), max(inodes)
+            self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 It tells of everything that goes through a system call. Of writes through a mapped file it does not; they matter only
 where they fill a hole, and are seen when the file is closed. Of a file with a name outside of the tree it does not tell
 what is done through that name. Some file systems (ext4, XFS, btrfs) settle what a file takes only when they write it to
-the disk: what has changed is therefore looked at again for ten minutes. That opening a file is not told of is on
+the disk: what was written to is therefore looked at again, up to once after ten minutes. That opening a file is not told of is on
 purpose: whoever reads a million files would make the queue run over.
 """
 
@@ -31,6 +31,7 @@ from cosmos_coherence.volumes.walkers import tell_all
 
 _RENEWED: Final = int(flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO)
 _MASK: Final = int(flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE | _RENEWED | flags.ONLYDIR)
+_WRITTEN: Final = int(flags.MODIFY | flags.CLOSE_WRITE)
 _LOST: Final = int(flags.Q_OVERFLOW | flags.UNMOUNT)
 _PAUSE_MS: Final = 200
 """Between two looks at the queue: the kernel puts equal messages together meanwhile."""
@@ -95,7 +96,8 @@ class TreeWatch:
         self._ledger: _Noticing | None = None
         self._lock = threading.Lock()
         self._lost = ""
-        self._told: set[Name] = set()
+        self._told: dict[Name, bool] = {}
+        """What has changed, and whether it was written to."""
         self._renewed: set[bytes] = set()
         self._young: dict[Name, float] = {}
         self._identity = (0, 0)
@@ -116,7 +118,7 @@ class TreeWatch:
         with self._lock:
             self._listen(self._ledger)
             why, told, renewed = self._lost, self._told, self._renewed
-            self._told, self._renewed = set(), set()
+            self._told, self._renewed = {}, set()
         try:
             why = why or self._look_again(self._ledger, told, renewed)
         except OSError:
@@ -138,7 +140,7 @@ class TreeWatch:
     def _begin(self, why: str) -> Measured:
         """Walk; and notice from now on what changes, where that can be."""
         self.close()
-        self._lost, self._told, self._renewed, self._young = "", set(), set(), {}
+        self._lost, self._told, self._renewed, self._young = "", {}, set(), {}
         root = os.open(self._root, FOLDER_FLAGS & ~os.O_NOFOLLOW)
         try:
             if not disk.is_local(root):
@@ -194,20 +196,22 @@ class TreeWatch:
                         self._lost = "the folder was replaced"
                     continue
                 name = os.fsencode(event.name)
-                self._told.add((path, name))
+                written = bool(event.mask & _WRITTEN)
+                self._told[path, name] = self._told.get((path, name), False) or written
                 if event.mask & _RENEWED and event.mask & flags.ISDIR:
                     self._renewed.add(path + b"/" + name if path else name)
             if len(self._told) > _MOST:
                 self._lost = "more has changed than is remembered"
 
     # ------------------------------------------------------------------------------------------------- and look again
-    def _look_again(self, ledger: _Noticing, told: set[Name], renewed: set[bytes]) -> str:
+    def _look_again(self, ledger: _Noticing, told: dict[Name, bool], renewed: set[bytes]) -> str:
         """Bring the ledger up to date; why that was not possible, empty when it was."""
         now = time.monotonic()
-        young = self._young | dict.fromkeys(told, now)
-        if len(young) > _MOST:
+        wanted = self._young.keys() | told.keys()
+        if len(wanted) > _MOST:
             return "more has changed than is remembered"
-        self._young = {name: since for name, since in young.items() if since > now - _SETTLED_S}
+        young = {name: since for name, since in self._young.items() if since > now - _SETTLED_S}
+        self._young = young | {name: now for name, written in told.items() if written}
         with contextlib.closing(Walk(self._root, ledger)) as walk:
             if _identity(walk.root) != self._identity:
                 return "the folder was replaced"
@@ -217,7 +221,7 @@ class TreeWatch:
                 for watch in stale:
                     del ledger.paths[watch]
             by_folder: dict[bytes, set[bytes]] = {}
-            for path, name in young:
+            for path, name in wanted:
                 by_folder.setdefault(path, set()).add(name)
             for path in sorted(by_folder):
                 _look(ledger, walk, path, by_folder[path])
