@@ -73,7 +73,7 @@ def test_usage_is_that_of_du_and_of_the_engine(stack: ComposeStack) -> None:
     found = told(stack, "usage", "data")
     assert found["usage"]["bytes"] == du(stack, "data")
     assert found["largest"][0]["path"] == "again"
-    assert told(stack, "usage", stack.volume("data")) == found
+    assert told(stack, "usage", stack.volume("data"))["folders"] == found["folders"]
     assert stack.volume("data") in docker("system", "df", "-v")
 
 
@@ -107,7 +107,9 @@ def test_an_ordinary_user_sees_the_same(stack: ComposeStack, user: OrdinaryUser)
     done = user.cosmos("-p", stack.project, "volume", "usage", "data", "--picture", str(picture), "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "running in a container" in done.stderr
-    assert json.loads(done.stdout) == told(stack, "usage", "data")
+    found, of_root = json.loads(done.stdout), told(stack, "usage", "data")
+    assert found.pop("disk")["total"] == of_root.pop("disk")["total"], "which in the container is mounted elsewhere"
+    assert found == of_root
     assert picture.read_text("utf-8").startswith("<svg")
     assert picture.stat().st_uid == NOBODY
     listed = user.cosmos("-p", stack.project, "volume", "list", "--json")

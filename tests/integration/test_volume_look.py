@@ -139,6 +139,7 @@ def test_what_the_agent_measures(stack: Path) -> None:
         values = {(m.subject, m.name): m.value for m in found.measurements}
         assert values["volume:shop_files", "bytes"] == du(files)
         assert values["volume:shop_spare", "files"] == 0
+        assert values["volume:shop_files", "free_bytes"] > 0
         assert {name for subject, name in values if subject.startswith("disk:")} == {"free_bytes", "total_bytes"}
     (files / "newer").unlink()
     alone = measure_volumes(LocalRuntime(stack).stack())

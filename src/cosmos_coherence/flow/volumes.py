@@ -132,7 +132,7 @@ def foresee(stack: Stack, settings: Settings, *, name: str = "") -> tuple[Outloo
 
     volumes = [v for v in stack.volumes if v.exists and (not name or name in (v.name, v.short))]
     found: list[Outlook] = []
-    disks: dict[str, Disk] = {}
+    disks: dict[str, tuple[Disk, str]] = {}
     for volume in volumes:
         subject = f"volume:{volume.name}"
         disk = disk_of(volume.path) if volume.path else None
@@ -149,10 +149,10 @@ def foresee(stack: Stack, settings: Settings, *, name: str = "") -> tuple[Outloo
             )
         )
         if disk:
-            disks.setdefault(disk.path, disk)
-    for disk in disks.values():
+            disks.setdefault(disk.path, (disk, subject))
+    for disk, on_it in disks.values():
         subject = f"disk:{disk.path}"
-        free = past(settings, subject, "free_bytes")
+        free = past(settings, on_it, "free_bytes")  # the disk's own place is another one in the agent's container
         series = tuple((taken, disk.total - left) for taken, left in free)
         if series:
             series = (*series, (time.time(), float(disk.total - disk.free)))
@@ -212,7 +212,8 @@ class Measures:
 
 
 def measure_volumes(stack: Stack, *, watches: Watches | None = None) -> Measures:
-    """``bytes`` and ``files`` of every volume that can be reached, ``free_bytes`` and ``total_bytes`` of their disks.
+    """``bytes``, ``files`` and ``free_bytes`` (of its disk) of every volume that can be reached, and ``free_bytes`` and
+    ``total_bytes`` of the disks, under the places where they are mounted here.
 
     With ``watches``, only what has changed is looked at. A volume that cannot be measured, or of which only a part can
     be seen, gives no measurement, and is named in ``how``.
@@ -237,6 +238,7 @@ def measure_volumes(stack: Stack, *, watches: Watches | None = None) -> Measures
             found.append(Measurement(taken, f"volume:{volume.name}", "files", float(usage.files)))
         if disk := disk_of(volume.path):
             disks[disk.path] = disk
+            found.append(Measurement(taken, f"volume:{volume.name}", "free_bytes", float(disk.free)))
     for disk in disks.values():
         taken = time.time()
         found.append(Measurement(taken, f"disk:{disk.path}", "free_bytes", float(disk.free)))
