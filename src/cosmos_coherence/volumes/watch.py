@@ -3,8 +3,8 @@
 It tells of everything that goes through a system call. Of writes through a mapped file it does not; they matter only
 where they fill a hole, and are seen when the file is closed. Of a file with a name outside of the tree it does not tell
 what is done through that name. Some file systems (ext4, XFS, btrfs) settle what a file takes only when they write it to
-the disk: what was written to is therefore looked at again, up to once after ten minutes. That opening a file is not told
-of is on purpose: whoever reads a million files would make the queue run over.
+the disk: what was written to is therefore looked at again, up to once after ten minutes. That opening a file is not
+told of is on purpose: whoever reads a million files would make the queue run over.
 """
 
 from __future__ import annotations
