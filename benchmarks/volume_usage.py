@@ -1,6 +1,6 @@
 """A million files: ``cosmos volume usage`` beside ``du -s`` and the engine's own disk report, and the agent's watch.
 
-They lie in a volume of the engine, on its own disk, 100 in each of 10,000 folders, every tenth with content, modified at
+They lie in a volume of the engine, on its own disk, 100 in each of 10,000 folders, every tenth with content, changed at
 random times within two years; inodes warm. The verb is timed whole, start of the program included; the programs take
 turns, the best of their rounds counts. The watch is asked after so many random changes, and compared with ``du`` to the
 byte. ``python -m benchmarks.volume_usage`` takes about three minutes, most of which make and remove the files.
