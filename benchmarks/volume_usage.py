@@ -85,6 +85,9 @@ def beside_du(folder, tree, environment, rounds):
         "du -s": ["du", "-s", "--block-size=1", str(tree)],
         "docker system df -v": ["docker", "system", "df", "-v"],
     }
+    # an installed program has its bytecode; whoever works on it may have forbidden to write it
+    environment = {**environment, "PYTHONPYCACHEPREFIX": str(folder / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
+    subprocess.run(cosmos, env=environment, check=True, capture_output=True)
     taken: dict[str, list[float]] = {name: [] for name in (*calls, "of it the walk")}
     said: dict[str, str] = {}
     for number in range(rounds):
