@@ -103,7 +103,9 @@ class Ledger:
         record.own = blocks
 
     def enter(self, folder: int, path: bytes) -> None:
-        """See ``Counter``."""
+        """See ``Counter``. All that is in it is going to be told, be some of it known or not."""
+        if path in self.records:
+            self.empty(path)
 
     def take(self, seen: BulkStat, names: Sequence[bytes], path: bytes, device: int) -> list[bytes]:
         """See ``Counter``. Folders that are known already are not returned."""

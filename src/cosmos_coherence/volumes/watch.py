@@ -81,6 +81,7 @@ class _Noticing(Ledger):
         self.refused = self.refused or other.refused
 
     def enter(self, folder: int, path: bytes) -> None:
+        super().enter(folder, path)
         try:
             self.paths[self.notify.add_watch(link_place(folder, b"."), _MASK)] = path
         except OSError as error:

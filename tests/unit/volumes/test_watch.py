@@ -124,6 +124,18 @@ def test_hard_links_come_and_go(watch: TreeWatch, root: Path) -> None:
     equal(watch, root)
 
 
+def test_a_folder_in_the_place_of_another(watch: TreeWatch, root: Path) -> None:
+    """Names that were written to are looked at again, also when their folder is a new one, which is listed whole."""
+    folder = root / "d0/e0"
+    (folder / "7").write_bytes(bytes(30_000))
+    equal(watch, root)
+    folder.rename(root / "d1/moved")
+    folder.mkdir()
+    (folder / "7").write_bytes(bytes(40_000))
+    (folder / "8").write_bytes(bytes(50_000))
+    equal(watch, root)
+
+
 def test_a_name_outside(watch: TreeWatch, root: Path) -> None:
     os.link(root / "d0/e0/50", root.parent / "outside")
     equal(watch, root)
