@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import index_memory, repository, start_up, volume
+from benchmarks import index_memory, repository, start_up, volume, volume_usage
 
 RESULTS = Path("data/results")
 
@@ -17,6 +17,7 @@ def main() -> None:
     tables = {
         "start-up": start_up.measure(),
         "volume of 1 GiB": volume.measure(),
+        "a million files in a volume": volume_usage.measure(),
         "repository, beside restic, borg and tar": repository.measure(),
         "index of 10 million blobs": index_memory.measure(),
     }

@@ -11,8 +11,9 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from cosmos_coherence import errors, settings
 from cosmos_coherence.drivers import engine_calls
@@ -73,6 +74,33 @@ class Engine:
         api = self._connected()
         with _in_our_words(self._host):
             return getattr(api, call)(*arguments, **named)
+
+    def volume(self, name: str) -> Mapping[str, Any] | None:
+        """What the engine says of a volume; None when there is none of that name. Raises as ``ask`` does.
+
+        By hand where the engine listens at a plain socket: loading the SDK takes longer than the answer.
+        """
+        host = self._host or _plain(self._wanted)
+        if not host.startswith("unix://"):
+            try:
+                return cast("Mapping[str, Any]", self.ask("inspect_volume", name))
+            except errors.NotFound:
+                return None
+        try:
+            with _dial(host, encrypted=False) as door:
+                door.sendall(f"GET /volumes/{quote(name, safe='')} HTTP/1.0\r\nHost: docker\r\n\r\n".encode())
+                said = b"".join(iter(lambda: door.recv(1 << 16), b""))
+            head, _, body = said.partition(b"\r\n\r\n")
+            status, found = int(head.split(None, 2)[1]), json.loads(body)
+        except PermissionError as error:
+            raise errors.EngineForbidden(f"this user may not talk to the Docker engine at {host}") from error
+        except (OSError, ValueError, IndexError) as error:
+            raise errors.EngineUnavailable(f"the Docker engine at {host} does not answer") from error
+        if status == 404:
+            return None
+        if status != 200:
+            raise _of_status(status, str(found.get("message", "")))
+        return cast("Mapping[str, Any]", found)
 
     def upgrade(self, path: str, body: Mapping[str, Any] | None = None) -> Wire:
         """POST to ``path`` and keep the connection as a stream. Raises as ``ask`` does.
@@ -141,6 +169,17 @@ def _connect(docker_host: str) -> tuple[Any, str]:
         if host.startswith("unix:"):
             _dial(host, encrypted=False).close()  # the SDK leaves the socket open that it could not connect
         return docker.APIClient(base_url=host, timeout=_ANSWER_S, **where), host
+
+
+def _plain(wanted: str) -> str:
+    """Where the engine listens, when that can be told without looking at Docker's contexts; else empty."""
+    environment = settings.environment()
+    host = wanted or environment.get("DOCKER_HOST", "")
+    if host:
+        return host
+    configuration = Path(environment.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+    told = environment.get("DOCKER_CONTEXT") or configuration.exists()
+    return "" if told else f"unix://{DEFAULT_SOCKET}"
 
 
 def _dial(host: str, *, encrypted: bool) -> socket.socket:

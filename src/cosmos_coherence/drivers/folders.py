@@ -156,6 +156,17 @@ def link_place(folder: int, name: bytes) -> bytes:
     return b"/proc/self/fd/%d/%s" % (folder, name)
 
 
+def names_in(folder: int) -> list[bytes]:
+    """The names in an open folder, in no particular order. ``OSError``."""
+    return os.listdir(link_place(folder, b"."))  # noqa: PTH208 - names, as bytes, and a million of them
+
+
+def show(path: bytes) -> str:
+    """A path for a sentence: whatever could disturb a terminal or break the line is escaped."""
+    text = path.decode("utf-8", "backslashreplace") or "."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def data_runs(file: int, status: os.stat_result) -> Runs | None:
     """The (offset, length) runs of data of an open sparse file; None when it has no holes. ``OSError``."""
     size = status.st_size

@@ -23,6 +23,7 @@ from msgspec import structs
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers.folders import FOLDER_FLAGS, GONE, Folders, from_stat
+from cosmos_coherence.drivers.folders import show as show
 
 WORK_PREFIX: Final = b".cosmos-restore-"
 """A restore keeps what it stages in a folder of this name below the root; no walk ever sees it."""
@@ -123,12 +124,6 @@ def size_of(root: Path, paths: Iterable[bytes]) -> int:
 def link(found: Found, first: bytes) -> Copied:
     """A further name of the file that has the name ``first``."""
     return Copied(structs.replace(found, kind="hardlink", target=first))
-
-
-def show(path: bytes) -> str:
-    """A path for a sentence: whatever could disturb a terminal or break the line is escaped."""
-    text = path.decode("utf-8", "backslashreplace") or "."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def unreadable(path: bytes, root: Path, error: OSError) -> errors.CaptureFailed:
