@@ -41,9 +41,9 @@ services:
     network_mode: none
     restart: unless-stopped
   app:
-    image: busybox:1
+    image: python:3.11-slim
     user: nobody
-    command: ["sh", "-c", "n=0; while :; do n=$$((n+1)); echo $$n >t; mv t a; echo $$n >t; mv t b; usleep 3000; done"]
+    command: ["sh", "-c", "n=0; while :; do n=$$((n+1)); echo $$n >t; mv t a; echo $$n >t; mv t b; sleep 0.003; done"]
     working_dir: /files
     init: true
     stop_grace_period: 1s
@@ -157,7 +157,7 @@ def test_the_volume_of_a_running_server_is_refused_and_of_a_stopped_one_copied(s
         shop.cosmos("volume", "clone", "db-data", "spare")
         assert looks(shop.path("spare")) == looks(shop.path("db-data"))
         mount = f"{shop.volume('spare')}:/var/lib/postgresql/data"
-        said = docker("run", "--rm", "--network", "none", "--user", "postgres", "-v", mount, "postgres:15",
+        said = docker("run", "-i", "--rm", "--network", "none", "--user", "postgres", "-v", mount, "postgres:15",
                       "sh", "-c", "rm -f /var/lib/postgresql/data/postmaster.pid; postgres --single shop "
                       "-D /var/lib/postgresql/data", stdin=b"SELECT * FROM marks\n")  # fmt: skip
         assert '"saved"' in said
@@ -285,6 +285,7 @@ def test_removed_is_only_what_a_backup_holds(shop: Shop) -> None:
 
 
 def test_pruning_a_stack_that_is_down_takes_nothing_that_it_will_use(shop: Shop) -> None:
+    shop.cosmos("backup")
     shop.compose("down")
     found = shop.cosmos("volume", "prune", "--yes", "--without-backup")
     assert found["removed"] == []

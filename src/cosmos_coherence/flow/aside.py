@@ -34,6 +34,8 @@ def move_out(runtime: Runtime, volume: Volume, name: str) -> None:
     The server is stopped. Raises ``RestoreFailed``, and ``Unsupported`` where names cannot move from one to the other.
     """
     kept = runtime.create_volume(VolumeRecord(name, name, labels={"cosmos.exclude": "true"}))
+    if kept.path is None:  # in a container that has only the volumes it was started with
+        runtime.remove_volume(name)
     source, target = _path(volume), _path(kept)
     staging.refuse_mounts(source)
     with staging.translated(target):
