@@ -109,8 +109,9 @@ def stack() -> Iterator[Shop]:
         with Shop(folder, COMPOSE, start=False) as made:
             docker("volume", "create", "--label", "mine=yes", "--label", f"com.docker.compose.project={made.project}",
                    "--label", "com.docker.compose.volume=files", made.volume("files"))  # fmt: skip
-            os.chown(made.path("files"), NOBODY, NOBODY)
             made.up()
+            os.chown(made.path("files"), NOBODY, NOBODY)
+            assert eventually((made.path("files") / "b").exists)
             made.sql("CREATE TABLE marks (mark text); INSERT INTO marks VALUES ('saved')")
             yield made
     finally:
@@ -172,8 +173,8 @@ def test_killed_in_the_middle(shop: Shop, verb: str) -> None:
     """SIGKILL while files are copied: nothing half is live, `recover` cleans up, the same again converges."""
     big = shop.path("files") / "big"
     big.mkdir(exist_ok=True)
-    for number in range(40):
-        (big / str(number)).write_bytes(os.urandom(4 << 20))
+    for number in range(80):
+        (big / str(number)).write_bytes(os.urandom(1 << 20))
     if verb == "copy":
         docker("volume", "create", shop.volume("twin"))
         (shop.path("twin") / "old").write_text("old")
