@@ -146,6 +146,11 @@ class ServiceDown(CosmosError):
     retryable = True
     default_remedy = "Start the service (`docker compose up -d SERVICE`) and look at its logs."
 
+    def __init__(self, message: str, *, ended: bool = False, remedy: str | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.ended = ended
+        """It was started and has ended by itself."""
+
 
 class CommandFailed(CosmosError):
     """A command in a service or on this machine ended with a status other than 0, or was cut off."""

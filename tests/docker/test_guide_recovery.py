@@ -5,6 +5,7 @@ What would empty an engine (`docker volume prune`, `docker system prune -a --vol
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -80,10 +81,11 @@ def test_corrupted_database_that_does_not_start(stack):
         "docker run --rm -v cosmos-coherence_postgres-data:/data alpine "
         "dd if=/dev/zero of=/data/global/pg_control bs=8192 count=1 conv=notrunc"
     )
-    stack.shell("docker volume rm cosmos-coherence_postgres-data")
     stack.shell("./scripts/restore.sh latest.tar.gz --yes")
     stack.shell("docker compose up -d")
     assert contents(stack) == FILLED
+    (kept,) = re.findall(r"\S+postgres-data-broken-\S+", stack.shell("docker volume ls"))
+    stack.shell(f"./scripts/cosmos volume remove {kept} --without-backup --yes")
 
 
 def test_lost_volume(stack):

@@ -59,9 +59,9 @@ class FaultyStack:
         plan = backup.plan_backup(self.runtime, self.settings, **options)
         return backup.backup(self.runtime, self.settings, plan, self._story("backup", step, emit))
 
-    def restore(self, archive: Path, step: events.Step = events.no_step, emit=events.silent) -> events.Report:
+    def restore(self, archive: Path, step: events.Step = events.no_step, emit=events.silent, only=()) -> events.Report:
         with self.opened(archive) as reader:
-            plan = restore.plan_restore(self.runtime, reader.manifest)
+            plan = restore.plan_restore(self.runtime, reader.manifest, only=only)
             story = self._story("restore", step, emit)
             return restore.restore(self.runtime, self.settings, plan, reader, story, backups=self.backups)
 

@@ -99,7 +99,7 @@ class ArchiveReader:
     def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
         """As ``parts.BackupReader`` says; everything is read."""
         for entry, content in self.tree(name):
-            yield entry, "" if content is None else _digest(entry, content)
+            yield entry, "" if content is None else digest_of(entry, content)
 
     def close(self) -> None:
         """Remove the spool. May be called again."""
@@ -129,7 +129,7 @@ class ArchiveReader:
                     yield file.entry, content
 
 
-def _digest(entry: Entry, content: BinaryIO) -> str:
+def digest_of(entry: Entry, content: BinaryIO) -> str:
     """SHA-256 of a file's content, its holes read as zeros."""
     digest, at = hashlib.sha256(), 0
     for offset, length in ((0, entry.size),) if entry.data is None else (*entry.data, (entry.size, 0)):

@@ -69,6 +69,12 @@ class RestoreRecord(msgspec.Struct, frozen=True, tag="restore"):
     """Volumes that were lost and that it creates."""
     overwrite: bool = False
     """Configuration files that differ are replaced too."""
+    made: tuple[str, ...] = ()
+    """Volumes that have not been there before, and go again when it is taken back."""
+    aside: dict[str, str] = {}
+    """Volume into which the files of a server that does not start are moved, by service."""
+    emptied: tuple[str, ...] = ()
+    """Those of these services of which all files have been moved: what lies in its place now is a new server's."""
 
 
 class SpoolRecord(msgspec.Struct, frozen=True, tag="spool"):

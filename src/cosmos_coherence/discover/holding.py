@@ -26,8 +26,9 @@ class Holding:
     """Services that are stopped, or have hooks."""
 
 
-def holding(stack: Stack, engines: Collection[str]) -> Holding:
-    """Read the labels of the stack; ``engines`` are its database servers, which are anchored and never held.
+def holding(stack: Stack, engines: Collection[str], *, volume: str = "") -> Holding:
+    """Read the labels of the stack; ``engines`` are its database servers, which are anchored and never held. With
+    ``volume`` (its full name) only those who can write to that one are held.
 
     A container outside the stack is frozen whatever its labels ask for, but for ``cosmos.hold=never``. Raises
     ``ConfigurationError`` naming every label that makes no sense.
@@ -35,10 +36,11 @@ def holding(stack: Stack, engines: Collection[str]) -> Holding:
     faults = sorted({fault for service in stack.services for fault in _faults(service, service.name in engines)})
     if faults:
         raise errors.ConfigurationError(f"the labels are wrong: {'; '.join(faults)}", remedy="Mend the labels named.")
-    ours = [s for s in stack.services if s.name not in engines and way(s) in ("freeze", "stop")]
-    guests = [s for s in stack.neighbours if way(s) != "never"]
+    concerned = [s for s in stack.services if not volume or mounts(s, volume)]
+    ours = [s for s in concerned if s.name not in engines and way(s) in ("freeze", "stop")]
+    guests = [s for s in stack.neighbours if way(s) != "never" and (not volume or mounts(s, volume))]
     quiet: dict[str, Quiet] = {}
-    for service in stack.services:
+    for service in concerned:
         before, after, stop = service.labels.get(BEFORE, ""), service.labels.get(AFTER, ""), way(service) == "stop"
         if service.state == "running" and (before or after or stop):
             quiet.setdefault(service.name, Quiet(service.name, before, after, stop))
@@ -95,9 +97,14 @@ def _why(service: Service) -> str:
     return f"it is {service.state} and was not held"
 
 
+def mounts(service: Service, volume: str) -> bool:
+    """Whether a service can write to the volume of that full name."""
+    return any(m.kind == "volume" and m.source == volume and m.writable for m in service.mounts)
+
+
 def _can_write(service: Service, ref: SourceRef) -> bool:
     if ref.kind == "volume":
-        return any(m.kind == "volume" and m.source == ref.volume and m.writable for m in service.mounts)
+        return mounts(service, ref.volume)
     if ref.kind != "files" or ref.path is None:
         return False
     folders = [Path(m.source) for m in service.mounts if m.kind == "bind" and m.writable]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -13,11 +12,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cosmos_coherence import errors
-from cosmos_coherence.drivers import cgroup, compose, docker_exec, docker_facts, docker_order
+from cosmos_coherence.drivers import (
+    cgroup,
+    compose,
+    docker_exec,
+    docker_facts,
+    docker_order,
+    docker_user,
+    docker_volumes,
+)
 from cosmos_coherence.drivers.compose import Definition, project_of
 from cosmos_coherence.drivers.docker_facts import Facts
 from cosmos_coherence.drivers.engine import Engine
-from cosmos_coherence.drivers.reach import Reach
+from cosmos_coherence.drivers.reach import Reach, private_folder
 from cosmos_coherence.model import HoldTarget, Service, Stack, Volume, VolumeRecord
 
 __all__ = ["STATE_VOLUME", "DockerRuntime", "project_of"]
@@ -77,8 +84,9 @@ class DockerRuntime:
         there = {s.name for s in services}
         known_volumes = [docker_facts.volume_of(v, self.project, self.reach.volume(v)) for v in volumes]
         if definition:
+            known_volumes = [docker_volumes.labelled(v, definition.volumes) for v in known_volumes]
             services += [s for s in definition.services if s.name not in there]
-            known_volumes += [_lost(v) for v in definition.volumes if v.name not in names]
+            known_volumes += [docker_volumes.lost(v) for v in definition.volumes if v.name not in names]
         return Stack(
             project=self.project,
             runtime="docker",
@@ -100,7 +108,7 @@ class DockerRuntime:
         """See ``Runtime``: the folder of the settings, else the volume ``<project>_cosmos-state``, which Compose takes
         for its own. ``Refused`` where that cannot be reached from here."""
         if self.chosen_state_directory:
-            return _private(self.chosen_state_directory)
+            return private_folder(self.chosen_state_directory)
         name = f"{self.project}_{STATE_VOLUME}"
         labels = {docker_facts.PROJECT: self.project, docker_facts.VOLUME: STATE_VOLUME}
         # Creating one that exists returns it as it is.
@@ -110,7 +118,7 @@ class DockerRuntime:
                 f"the journal in volume {name} cannot be reached from here",
                 remedy="Run as root on the machine of the engine, or let it run in a container there: `make images`.",
             )
-        return _private(path)
+        return private_folder(path)
 
     def found_state_directory(self) -> Path | None:
         """See ``Runtime``. Raises as ``Engine.ask`` does when the engine cannot be asked."""
@@ -184,7 +192,7 @@ class DockerRuntime:
                 self._await_dependencies(container)
             _each(self._start, stopped)
 
-    def wait_ready(self, services: Sequence[str], *, timeout_s: float = 120.0) -> None:
+    def wait_ready(self, services: Sequence[str], *, timeout_s: float = 120.0, crashes: int = 0) -> None:
         """See ``Runtime``. One that has ended for good is not waited for; a job whose end others await is ready when it
         has ended well."""
         deadline = time.monotonic() + timeout_s
@@ -192,9 +200,11 @@ class DockerRuntime:
         jobs = docker_order.jobs(own)
         for name, copies in self._copies(own, services).items():
             for copy in copies:
-                while wait := docker_order.not_ready(self._inspect(copy), job=name in jobs):
-                    if wait.final:
-                        raise _down(name, wait.why)
+                restarts = 0
+                while wait := docker_order.not_ready(facts := self._inspect(copy), job=name in jobs):
+                    restarts = max(restarts, facts.get("RestartCount", 0))
+                    if wait.final or (crashes and restarts >= crashes):
+                        raise _down(name, wait.why, ended=True)
                     if time.monotonic() > deadline:
                         raise _down(name, f"{wait.why} after {timeout_s:g} s")
                     time.sleep(_POLL_S)
@@ -209,24 +219,25 @@ class DockerRuntime:
     def create_volume(self, record: VolumeRecord) -> Volume:
         """See ``Runtime``. ``Refused`` for one that would lie in a folder of the host, unless the Compose files say so:
         a record may come from an archive, and archives are not trusted that far."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]+", record.name):
-            raise errors.ConfigurationError(f"{record.name!r} cannot be the name of a volume")
-        try:
-            facts = self.engine.ask("inspect_volume", record.name)
-        except errors.NotFound:
-            if "device" in record.options and not self._declares(record):
-                raise errors.Refused(
-                    f"volume {record.name} would lie at {record.options['device']}, which no Compose file says",
-                    remedy=f"If that is right, create it first: docker volume create --name {record.name} ...",
-                ) from None
-            facts = self.engine.ask(
-                "create_volume",
-                record.name,
-                driver=record.driver,
-                driver_opts=dict(record.options) or None,
-                labels=dict(record.labels) or None,
-            )
+        facts = docker_volumes.created(self.engine, record, declares=self._declares)
         return docker_facts.volume_of(facts, self.project, self.reach.volume(facts))
+
+    def remove_volume(self, name: str) -> None:
+        """See ``Runtime``."""
+        self.engine.ask("remove_volume", name)
+
+    def volume_users(self) -> Mapping[str, tuple[str, ...]]:
+        """See ``Runtime``."""
+        return docker_volumes.users(self.engine)
+
+    def anonymous_volumes(self) -> tuple[Volume, ...]:
+        """See ``Runtime``."""
+        return docker_volumes.anonymous(self.engine, self.project, self.reach)
+
+    def user_of(self, service: str, target: str) -> tuple[int, int]:
+        """See ``Runtime``."""
+        container = self._inspect(self._copies(self._own(), [service])[service][0])
+        return docker_user.user_of(self.engine, container, target)
 
     def referenced_files(self) -> tuple[Path, ...]:
         """See ``Runtime``. Without Compose, what the containers mount read-only."""
@@ -380,22 +391,5 @@ def _each(act: Callable[[Facts], object], containers: Sequence[Facts]) -> None:
         one.result()
 
 
-def _down(service: str, outcome: str) -> errors.ServiceDown:
-    return errors.ServiceDown(f"service {service} {outcome}")
-
-
-def _lost(record: VolumeRecord) -> Volume:
-    return Volume(record.name, record.short, record.driver, record.options, record.labels, exists=False)
-
-
-def _private(folder: Path) -> Path:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if stat.S_IMODE(folder.stat().st_mode) != 0o700:
-            folder.chmod(0o700)
-    except OSError as error:
-        raise errors.ConfigurationError(
-            f"the state directory {folder} cannot be used: {error.strerror}",
-            remedy="Run as the user it belongs to, or name another one with COSMOS_STATE_DIRECTORY.",
-        ) from error
-    return folder
+def _down(service: str, outcome: str, *, ended: bool = False) -> errors.ServiceDown:
+    return errors.ServiceDown(f"service {service} {outcome}", ended=ended)

@@ -152,6 +152,11 @@ def _writable_bind(mount: Facts) -> bool:
     return bool(mount.get("Type") == "bind" and mount.get("RW") and mount.get("Source"))
 
 
+def is_anonymous(facts: Facts) -> bool:
+    """Whether a volume has no name of its own and no project claims it."""
+    return bool(_ANONYMOUS.fullmatch(str(facts["Name"]))) and PROJECT not in labels_of(facts)
+
+
 def volume_of(facts: Facts, project: str, path: Path | None) -> Volume:
     """An inspected volume, whose files lie at ``path``."""
     name, labels = str(facts["Name"]), labels_of(facts)

@@ -47,7 +47,7 @@ class LocalRuntime:
         spec = self._read()
         labels = {short: volume.labels for short, volume in spec.volumes.items()}
         folders = self.folder / "volumes"
-        found = [p.name for p in folders.iterdir() if p.is_dir()] if folders.is_dir() else []
+        found = [p.name for p in folders.iterdir() if p.is_dir() and p.name[0] != "."] if folders.is_dir() else []
         return Stack(
             project=spec.project,
             runtime="process",
@@ -137,14 +137,14 @@ class LocalRuntime:
                 user=spec.user or None,
             )
 
-    def wait_ready(self, services: Sequence[str], *, timeout_s: float = 120.0) -> None:
-        """See ``Runtime``. One that has ended is not waited for."""
+    def wait_ready(self, services: Sequence[str], *, timeout_s: float = 120.0, crashes: int = 0) -> None:
+        """See ``Runtime``. One that has ended is not waited for: nobody starts it again."""
         deadline = time.monotonic() + timeout_s
         for spec in self._ordered(services):
             while True:
                 state = self._state(spec)
                 if state in ("exited", "created"):
-                    raise self._down(spec.name, f"is {state}")
+                    raise self._down(spec.name, f"is {state}", ended=True)
                 if state == "running" and self._answers(spec):
                     break
                 if time.monotonic() > deadline:
@@ -168,6 +168,43 @@ class LocalRuntime:
         self._make_volume(short)
         known = spec.volumes.get(short)
         return self._volume(spec.project, short, known.labels if known else {})
+
+    def remove_volume(self, name: str) -> None:
+        """See ``Runtime``. A service that is stopped does not use its volumes."""
+        volume = self.stack().volume(name)
+        if volume is None or volume.path is None or not volume.exists:
+            raise errors.NotFound(f"there is no volume {name}")
+        if users := self.volume_users().get(volume.name):
+            raise errors.Refused(f"volume {name} is in use by {', '.join(users)}", remedy="Stop what uses it first.")
+        gone = volume.path.with_name(f".{volume.short}.removed")
+        with on_disk():
+            if gone.exists():
+                shutil.rmtree(gone)
+            volume.path.rename(gone)
+            shutil.rmtree(gone)
+
+    def volume_users(self) -> Mapping[str, tuple[str, ...]]:
+        """See ``Runtime``. Only what runs uses anything."""
+        found: dict[str, tuple[str, ...]] = {}
+        for service in self.stack().services:
+            for mount in service.mounts if service.state in ("running", "paused") else ():
+                if mount.kind == "volume":
+                    found[mount.source] = (*found.get(mount.source, ()), service.container)
+        return found
+
+    def anonymous_volumes(self) -> tuple[Volume, ...]:
+        """See ``Runtime``: all have names."""
+        return ()
+
+    def user_of(self, service: str, target: str) -> tuple[int, int]:
+        """See ``Runtime``."""
+        if not (name := self._spec(service).user):
+            return os.geteuid(), os.getegid()
+        try:
+            known = pwd.getpwnam(name)
+        except KeyError:
+            raise errors.NotFound(f"there is no user {name}", remedy=f"Mend {stackfile.FILE_NAME}.") from None
+        return known.pw_uid, known.pw_gid
 
     def destroy(self) -> None:
         """Stop everything and delete the volumes with all that is in them. For the demo, which brings it back."""
@@ -272,9 +309,9 @@ class LocalRuntime:
             return False
         return True
 
-    def _down(self, name: str, outcome: str) -> errors.ServiceDown:
-        log = self._log(name)
-        return errors.ServiceDown(f"service {name} {outcome}", remedy=f"Look at its log, {log}, then start it again.")
+    def _down(self, name: str, outcome: str, *, ended: bool = False) -> errors.ServiceDown:
+        remedy = f"Look at its log, {self._log(name)}, then start it again."
+        return errors.ServiceDown(f"service {name} {outcome}", ended=ended, remedy=remedy)
 
     # ------------------------------------------------------------------------------------------------- files
     def _make_volume(self, short: str) -> None:

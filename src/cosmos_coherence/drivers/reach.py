@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -60,3 +61,17 @@ class Reach:
             return None
         mount = max(under, key=lambda m: len(m["Destination"]))
         return Path(mount["Source"]) / path.relative_to(mount["Destination"])
+
+
+def private_folder(folder: Path) -> Path:
+    """A folder for state, made and closed to others where that is missing. ``ConfigurationError`` when it cannot be."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if stat.S_IMODE(folder.stat().st_mode) != 0o700:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise errors.ConfigurationError(
+            f"the state directory {folder} cannot be used: {error.strerror}",
+            remedy="Run as the user it belongs to, or name another one with COSMOS_STATE_DIRECTORY.",
+        ) from error
+    return folder

@@ -100,9 +100,9 @@ class Runtime(Protocol):
         copies all, or only those of these names."""
         ...
 
-    def wait_ready(self, services: Sequence[str], *, timeout_s: float = 120.0) -> None:
+    def wait_ready(self, services: Sequence[str], *, timeout_s: float = 120.0, crashes: int = 0) -> None:
         """Return when each service runs, and is healthy where it has a health check. ``ServiceDown`` names the first
-        that is not in time."""
+        that is not in time, or, unless ``crashes`` is 0, that was started again so often because it had ended."""
         ...
 
     def create(self) -> None:
@@ -111,6 +111,26 @@ class Runtime(Protocol):
 
     def create_volume(self, record: VolumeRecord) -> Volume:
         """Create a lost volume again with its driver, options and labels; one that exists is returned as it is."""
+        ...
+
+    def remove_volume(self, name: str) -> None:
+        """Remove a volume, by its full name, with all that is in it. ``Refused`` while a container uses it,
+        ``NotFound`` when there is none."""
+        ...
+
+    def volume_users(self) -> Mapping[str, tuple[str, ...]]:
+        """By full name of a volume, the containers that mount it: of any project, running or not."""
+        ...
+
+    def anonymous_volumes(self) -> tuple[Volume, ...]:
+        """Volumes without a name of their own that no container uses and no project claims."""
+        ...
+
+    def user_of(self, service: str, target: str) -> tuple[int, int]:
+        """Owner and group of what the service writes at ``target``: the user that it runs as; where that is root, which
+        many images leave for another one when they start, the owner of ``target`` in its image.
+
+        ``ServiceDown`` without a container, ``NotFound`` for a user that the image does not know."""
         ...
 
     def referenced_files(self) -> tuple[Path, ...]:

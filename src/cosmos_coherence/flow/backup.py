@@ -131,10 +131,7 @@ def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story
             setting = _setting(runtime, plan, settings, story.run, writer.spool)
             opened += [sources.open_source(ref, setting) for ref in plan.parts]
             with _settings_journalled(runtime, opened, journal, story.run):
-                instant = one_instant(
-                    runtime, settings, story, journal, opened, writer,
-                    engines=plan.coverage.engines, quiet=plan.holding.quiet,
-                )  # fmt: skip
+                instant = one_instant(runtime, settings, story, journal, opened, writer, engines=plan.coverage.engines)
                 story.begin("capture")
                 parts = tuple(_placed(part, plan) for part in _capture(opened, writer, settings, story))
                 inside = tuple(gap for source in opened for gap in source.gaps)

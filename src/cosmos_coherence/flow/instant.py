@@ -15,8 +15,8 @@ from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow.events import Held, Story
 from cosmos_coherence.flow.watch import watchdog_for
 from cosmos_coherence.flow.workers import gentle_pool, results
-from cosmos_coherence.model import Gap, Quiet, Service
-from cosmos_coherence.parts import BackupWriter
+from cosmos_coherence.model import Gap, Service
+from cosmos_coherence.parts import Sink
 from cosmos_coherence.settings import Settings
 from cosmos_coherence.sources.base import Source
 
@@ -43,8 +43,9 @@ class _Asked:
     story: Story
     journal: Journal
     opened: Sequence[Source]
-    writer: BackupWriter
+    writer: Sink
     engines: frozenset[str]
+    volume: str
 
 
 def one_instant(
@@ -53,18 +54,19 @@ def one_instant(
     story: Story,
     journal: Journal,
     opened: Sequence[Source],
-    writer: BackupWriter,
+    writer: Sink,
     *,
     engines: frozenset[str],
-    quiet: Sequence[Quiet],
+    volume: str = "",
 ) -> Instant:
-    """Anchor the opened sources at one instant. ``engines`` are the database servers, ``quiet`` who is to be stopped or
-    has hooks.
+    """Anchor the opened sources at one instant. ``engines`` are the database servers. With ``volume`` only those who
+    can write to that one stand still.
 
     Each attempt begins with the copying. Raises ``CutFailed`` with what was measured in every attempt when the last of
     ``cut.attempts`` has failed, and ``CommandFailed`` when a hook did.
     """
-    asked = _Asked(runtime, settings, story, journal, opened, writer, engines)
+    asked = _Asked(runtime, settings, story, journal, opened, writer, engines, volume)
+    quiet = holding(runtime.stack(), engines, volume=volume).quiet
     failed: list[str] = []
     while True:
         story.begin("prepare")
@@ -96,7 +98,7 @@ def _attempt(asked: _Asked) -> tuple[Cut, tuple[Gap, ...], tuple[Service, ...]]:
             source.prepare(asked.writer)
     # Looked at again: the copying may have taken hours, and whoever has come up since can write.
     stack = asked.runtime.stack()
-    freeze = holding(stack, asked.engines).freeze
+    freeze = holding(stack, asked.engines, volume=asked.volume).freeze
     targets = asked.runtime.hold_targets(freeze)
     gaps = (
         *foreign.writers(stack, freeze, {s.ref.part: s.clients() for s in asked.opened}),

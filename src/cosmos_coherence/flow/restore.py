@@ -20,12 +20,15 @@ from cosmos_coherence.flow import backup as backing
 from cosmos_coherence.flow import recover, remember
 from cosmos_coherence.flow.events import PartDone, Report, Story
 from cosmos_coherence.flow.progress import Meter, MeteredReader, expected_of
-from cosmos_coherence.flow.undo import Undo
+from cosmos_coherence.flow.undo import Undo, finish, undone_on_failure
 from cosmos_coherence.model import Manifest, Part, Stack, VolumeRecord
 from cosmos_coherence.parts import BackupReader
 from cosmos_coherence.settings import Settings
 from cosmos_coherence.sources.base import Restorer
 from cosmos_coherence.sources.volume import ConfigRestorer, TreeRestorer
+
+_CRASHES = 3
+"""A server that has ended so often within moments is not going to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +248,12 @@ def _restore(
         overwrite=plan.overwrite_config,
     )
     undo = Undo(runtime, journal.open(record))
-    try:
+    with undone_on_failure(undo, story):
         story.begin("create")
-        _create(runtime, plan, story)
-        safety = _safety_backup(runtime, settings, plan, story, journal, backups=backups)
+        kept = _create(runtime, plan, undo, story)
+        live = tuple(step.part.name for step in plan.steps if step.part.service not in kept)
+        first = tuple(name for name in plan.safety if name in live)
+        safety = save_first(runtime, settings, first, story, journal, backups=backups)
         story.begin("stage")
         undo.staging(parts, _roots(parts, runtime.stack(), plan.declared))
         restorers = undo.restorers()
@@ -260,37 +265,21 @@ def _restore(
                 story.note(f"{restorer.part.name}: {restorer.unset} names keep another owner or lack attributes")
         _swap(runtime, plan, restorers, undo, story)
         undo.proven()
-    except BaseException as error:
-        outcome = _taken_back(undo, story, error)
-        if isinstance(error, KeyboardInterrupt):
-            raise errors.Interrupted(f"the restore was interrupted; {outcome}") from error
-        if isinstance(error, errors.CosmosError):
-            error.add(outcome)
-        raise
-    story.begin("finish")
-    try:
-        for sentence in undo.finish():
-            story.note(sentence)
-    except KeyboardInterrupt as error:
-        raise errors.Interrupted(
-            "the restore was interrupted when it was done; the new state is live, the old one not yet removed",
-            remedy="`cosmos recover` removes it.",
-        ) from error
-    return story.report("done", backup=plan.manifest.id, parts=parts, safety_backup=safety)
+    finish(undo, story)
+    for service, volume in kept.items():
+        story.note(f"the files of {service} that did not start are kept in volume {volume}; remove it when they are of "
+                   f"no use any more: cosmos volume remove {volume} --without-backup")  # fmt: skip
+    before = safety or ", ".join(f"volume {name}" for name in kept.values())
+    return story.report("done", backup=plan.manifest.id, parts=parts, safety_backup=before)
 
 
-def _taken_back(undo: Undo, story: Story, error: BaseException) -> str:
-    """Bring the old state back; what came of it, in a clause. ``RestoreFailed`` names both faults when that fails."""
-    try:
-        story.begin("undo")
-        return undo.run()
-    except errors.CosmosError as fault:
-        reason = error.message if isinstance(error, errors.CosmosError) else f"it was ended by {type(error).__name__}"
-        raise errors.RestoreFailed(f"{reason}; {fault.message}", remedy=fault.remedy) from error
+def _create(runtime: Runtime, plan: RestorePlan, undo: Undo, story: Story) -> dict[str, str]:
+    """What is lost of the stack comes back, and its servers run. One that is stopped for its swap may be broken.
 
-
-def _create(runtime: Runtime, plan: RestorePlan, story: Story) -> None:
-    """What is lost of the stack comes back, and its servers run. One that is stopped for its swap may be broken."""
+    Of a database server that ends as soon as it is started the files are moved aside, and a new one takes its place.
+    Returns the volumes that hold such files, by service.
+    """
+    kept: dict[str, str] = {}
     for volume in plan.create_volumes:
         runtime.create_volume(volume)
     runtime.create()
@@ -298,11 +287,18 @@ def _create(runtime: Runtime, plan: RestorePlan, story: Story) -> None:
     for service, kind in engines:
         try:
             runtime.start([service])
-            runtime.wait_ready([service])
+            runtime.wait_ready([service], crashes=_CRASHES)
         except errors.ServiceDown as error:
-            if kind != "redis":
+            if kind == "redis":
+                story.note(f"{error.message}; its data are replaced all the same")
+                continue
+            if not error.ended:
                 raise
-            story.note(f"{error.message}; its data are replaced all the same")
+            kept[service] = undo.move_aside(service)
+            story.note(f"{error.message}: its files are moved to volume {kept[service]}, and a new server is started")
+            runtime.start([service])
+            runtime.wait_ready([service], crashes=_CRASHES)
+    return kept
 
 
 def _swap(runtime: Runtime, plan: RestorePlan, restorers: tuple[Restorer, ...], undo: Undo, story: Story) -> None:
@@ -330,20 +326,20 @@ def _swap(runtime: Runtime, plan: RestorePlan, restorers: tuple[Restorer, ...], 
     runtime.wait_ready(plan.start)
 
 
-def _safety_backup(
-    runtime: Runtime, settings: Settings, plan: RestorePlan, story: Story, journal: Journal, *, backups: Path
+def save_first(
+    runtime: Runtime, settings: Settings, parts: Sequence[str], story: Story, journal: Journal, *, backups: Path
 ) -> str:
-    """Save what is going to be overwritten; the id of the archive, or nothing when there was nothing to save.
+    """Save these parts, which are going to be overwritten; where it is, or nothing when there was nothing to save.
 
     A store that cannot be backed up any more does not stop its own restore: its old state is kept aside until the new
     one has been proven, and the report says so.
     """
-    if not plan.safety:
+    if not parts:
         return ""
     story.begin("safety")
     inner = Story(verb="backup", run=story.run, project=story.project)
     try:
-        safety_plan = backing.plan_backup(runtime, settings, only=plan.safety, directory=backups, safety=True)
+        safety_plan = backing.plan_backup(runtime, settings, only=parts, directory=backups, safety=True)
         report = backing.capture_backup(runtime, settings, safety_plan, inner, journal)
     except errors.Refused:
         raise

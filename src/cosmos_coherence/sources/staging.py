@@ -37,14 +37,8 @@ class Staging:
         self._journal = self.path / "journal"
 
     def create(self) -> None:
-        """Make it, empty, with ``new`` and ``old`` in it."""
-        with translated(self.path):
-            with unnoticed(self.root):
-                self.path.mkdir(0o700)
-            for name in os.listxattr(self.path):
-                if name.startswith("system.posix_acl"):  # inherited from the root, and inherited on
-                    os.removexattr(self.path, name)
-            self.path.chmod(0o700)
+        """Make it, empty."""
+        make_private(self.path)
 
     def save(self, journal: object) -> None:
         """Replace the journal; it is on the disk when this returns."""
@@ -86,6 +80,17 @@ class Staging:
         return errors.RestoreFailed(
             f"the journal of the restore in {self.path} is lost", remedy=f"What was there before lies in {self.old}."
         )
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder in the root that is worked on, with nothing that the root hands down. Raises as ``Staging``."""
+    with translated(folder):
+        with unnoticed(folder.parent):
+            folder.mkdir(0o700)
+        for name in os.listxattr(folder):
+            if name.startswith("system.posix_acl"):  # inherited from the root, and inherited on
+                os.removexattr(folder, name)
+        folder.chmod(0o700)
 
 
 @contextmanager

@@ -115,13 +115,13 @@ class TreeRestorer:
             journal = self._staging.load(_Journal)
             if journal is not None and journal.phase == "staged":
                 staging.refuse_mounts(self._root)
-                journal = self._save(replace(journal, phase="out", before=_metadata(self._root)))
+                journal = self._save(replace(journal, phase="out", before=metadata(self._root)))
             if journal is not None and journal.phase == "out":
                 self._move_all(self._root, self._staging.old)
                 journal = self._save(replace(journal, phase="in"))
             if journal is not None and journal.phase == "in":
                 self._move_all(self._staging.new, self._root)
-                _dress(self._root, journal.root)
+                dress(self._root, journal.root)
                 self._checkpoint("root")
                 journal = self._save(replace(journal, phase="swapped"))
         if journal is None or journal.phase != "swapped":
@@ -153,7 +153,7 @@ class TreeRestorer:
             if journal is not None and journal.phase in ("out", "back"):
                 journal = self._save(replace(journal, phase="back"))
                 self._move_all(self._staging.old, self._root)
-                _dress(self._root, journal.before)
+                dress(self._root, journal.before)
                 self._checkpoint("root")
                 journal = self._save(replace(journal, phase="undone"))
             self._staging.remove()
@@ -210,7 +210,8 @@ class TreeRestorer:
             os.fsync(folder)
 
 
-def _metadata(root: Path) -> Entry:
+def metadata(root: Path) -> Entry:
+    """What a folder itself looks like. ``OSError``."""
     with staging.opened(root) as folder:
         status = os.fstat(folder)
         found = from_stat(b"", status, status.st_dev)
@@ -218,7 +219,8 @@ def _metadata(root: Path) -> Entry:
         return Copied(found, xattrs(folder)).entry()
 
 
-def _dress(root: Path, entry: Entry | None) -> None:
+def dress(root: Path, entry: Entry | None) -> None:
+    """Give a folder these metadata, and no attribute beyond them; on the disk when this returns. ``OSError``."""
     assert entry is not None
     with staging.opened(root) as folder:
         for name in os.listxattr(folder):

@@ -101,6 +101,18 @@ def looks_like_database(root: Path) -> str:
     return ""
 
 
+def refuse_live_postgres(root: Path, scan: Scan) -> None:
+    """Raise ``Unsupported`` when a PostgreSQL server may be running on a folder of the tree."""
+    for path in scan.names:
+        folder, _, name = path.rpartition(b"postmaster.pid")
+        if not name and folder + b"PG_VERSION" in scan.names and folder + b"global/pg_control" in scan.names:
+            raise errors.Unsupported(
+                f"{root / os.fsdecode(folder)} is the data directory of a PostgreSQL server that may be running",
+                remedy="Declare the server as a source of kind `postgres`, or leave the folder out with "
+                "`cosmos.exclude`; a copy of these files would be worthless.",
+            )
+
+
 def size_of(root: Path, paths: Iterable[bytes]) -> int:
     """Bytes of the regular files at or below these paths, as far as they can be read: for saying what is left out."""
     total = 0

@@ -49,14 +49,16 @@ class TreeSource:
 
     def __init__(
         self, ref: SourceRef, root: Path, *, spool: Path, settle_bytes: int = 8 * _MIB, rounds: int = 5,
-        many: int = _MANY, still: bool = True,
+        many: int = _MANY, still: bool = True, idle: bool = False,
     ) -> None:  # fmt: skip
         """Where there are ``many`` names, what has changed is not found by walking again but told by the kernel.
 
         ``still``: writers stand still at the anchor. Otherwise SQLite copies its databases, each whole for itself.
+        ``idle``: no database server works on it, whatever its files look like.
         """
         self._ref, self._root, self._spool = ref, root, spool
         self._settle_bytes, self._rounds, self._many, self._still = settle_bytes, rounds, many, still
+        self._idle = idle
         self._tree: TreeWriter | None = None
         self._taken: dict[bytes, Copied] = {}
         """What was read of each name. A later walk that finds it as it was then need not read it again..."""
@@ -121,7 +123,8 @@ class TreeSource:
                 tree_scan.sync(folders.root)
             changed = self._look_around(watch=True)
             assert self._scan is not None
-            _refuse_live_postgres(self._root, self._scan)
+            if not self._idle:
+                tree_scan.refuse_live_postgres(self._root, self._scan)
             if self._copy(changed, started_ns, self._tree) < self._settle_bytes:
                 break
         if not self._still:
@@ -388,14 +391,3 @@ class TreeSource:
 
 def _runs(copied: Copied) -> Runs:
     return ((0, copied.found.size),) if copied.data is None else copied.data
-
-
-def _refuse_live_postgres(root: Path, scan: Scan) -> None:
-    for path in scan.names:
-        folder, _, name = path.rpartition(b"postmaster.pid")
-        if not name and folder + b"PG_VERSION" in scan.names and folder + b"global/pg_control" in scan.names:
-            raise errors.Unsupported(
-                f"{root / os.fsdecode(folder)} is the data directory of a PostgreSQL server that may be running",
-                remedy="Declare the server as a source of kind `postgres`, or leave the folder out with "
-                "`cosmos.exclude`; a copy of these files would be worthless.",
-            )
