@@ -10,8 +10,6 @@ import typer
 volume = typer.Typer(help="Look after volumes: sizes, forecasts, copies, owners, clean-up.", rich_markup_mode=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-
-
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask no questions.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")]
 WithoutBackup = Annotated[bool, typer.Option("--without-backup", help="Though no backup holds what is in it.")]

@@ -36,7 +36,7 @@ def list_volumes(*, as_json: bool) -> int:
     runtime = context.runtime(settings)
     if (exit_status := _first(runtime, settings)) is not None:
         return exit_status
-    found = volumes.look(runtime.stack(), settings, backups=context.backups(settings))
+    found = volumes.look(runtime.stack(), settings, backups=context.backups(settings), past=_past(settings))
     if as_json:
         render.as_json(found)
         return _status(found)
@@ -54,7 +54,9 @@ def inspect(name: str, *, as_json: bool) -> int:
     if (exit_status := _first(runtime, settings)) is not None:
         return exit_status
     volume = volumes.find(runtime, name)
-    (seen,) = volumes.look(runtime.stack(), settings, backups=context.backups(settings), only=volume)
+    (seen,) = volumes.look(
+        runtime.stack(), settings, backups=context.backups(settings), past=_past(settings), only=volume
+    )
     disk = volumes.disk_of(volume.path) if volume.path else None
     if as_json:
         render.as_json({"volume": seen, "disk": disk})
@@ -133,7 +135,7 @@ def forecast(name: str, *, as_json: bool) -> int:
         return exit_status
     if name:
         volumes.find(runtime, name)  # NotFound, with the names that there are
-    found = volumes.foresee(runtime.stack(), settings, name=name)
+    found = volumes.foresee(runtime.stack(), past=_past(settings), name=name)
     if as_json:
         render.as_json(found)
         return 0
@@ -213,6 +215,12 @@ def _say(volume: Volume, tally: Tally, folders: Mapping[bytes, tuple[int, int]])
             for age, (blocks, count) in zip(_AGES, reversed(tally.ages), strict=True)
         ],
     )
+
+
+def _past(settings: Settings) -> volumes.Past:
+    from cosmos_coherence.settings import load_serve
+
+    return volumes.past(context.found_state(settings), load_serve())
 
 
 def _outlook(found: Outlook) -> tuple[str, ...]:

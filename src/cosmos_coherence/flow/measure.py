@@ -17,23 +17,22 @@ from cosmos_coherence.archive import listing
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow import health, history, store
 from cosmos_coherence.flow.remember import MEASUREMENTS, SPOOL
+from cosmos_coherence.flow.volumes import Watches, measure_volumes
 from cosmos_coherence.health.checks import Health
 from cosmos_coherence.history import segments
 from cosmos_coherence.model import Measurement, Stack
 from cosmos_coherence.settings import ServeSettings, Settings
-from cosmos_coherence.volumes import usage
+from cosmos_coherence.volumes import forecast
 
 _DAY_S = 86400.0
 _FORECAST_S = 30 * _DAY_S
 """How far back a forecast looks."""
 FOREVER_DAYS = 3650.0
 """A disk that is not full within ten years counts as one that never is."""
-
-Forecast = Callable[[tuple[tuple[float, float], ...], float], tuple[float, float, float] | None]
-"""From what was used (moment, bytes) and the bytes that are free: days until full, the least and the most of them."""
 _ONLY_WHEN_AMISS = ("engine", "repository")
 """Checks that say nothing while all is well."""
-_OUTCOME = {"ok": 1.0, "warn": 0.5, "fail": 0.0}
+_OF_CHECKS = ("check:", "certificate:", "endpoint:", "backup")
+"""What checks have measured and nobody else has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +52,13 @@ def measure(
     serving: ServeSettings,
     *,
     directory: Path,
-    forecast: Forecast | None = None,
+    watches: Watches | None = None,
     now: Callable[[], float] = time.time,
 ) -> Measured:
     """Measure the stack, its backups (archives are in ``directory``) and what they lie on, and put it into the spool.
 
-    Never raises for what the catalogue knows; the notes say what could not be measured.
+    With ``watches`` of an earlier round, only what has changed in the volumes is looked at. Never raises for what the
+    catalogue knows; the notes say what could not be measured.
     """
     taken, notes = now(), list[str]()
     found: list[tuple[str, str, float]] = []
@@ -67,18 +67,23 @@ def measure(
     try:
         stack = runtime.stack()
         state = runtime.state_directory()
-        found += _of_volumes(stack, notes)
+        found += _of_volumes(stack, watches, notes)
     except errors.CosmosError as error:
         notes.append(error.message)
     disks = dict(_of_disks(_folders(stack, settings, directory, state)))
     for name, numbers in disks.items():
         found += [(f"disk:{name}", number, value) for number, value in numbers.items()]
-    if forecast and state:
-        found += _of_growth(state, serving, forecast, disks, taken)
+    if state:
+        found += _of_growth(state, serving, disks, taken)
     found += _of_backups(settings, directory, stack, taken, notes)
     checked = health.check_stack(lambda: runtime, settings, backups=directory)
-    outcomes = dict.fromkeys(_ONLY_WHEN_AMISS, 1.0) | {each.name: _OUTCOME[each.outcome] for each in checked.checks}
-    found += [(f"check:{name}", "ok", value) for name, value in outcomes.items()]
+    found += [(f"check:{name}", "ok", 1.0) for name in _ONLY_WHEN_AMISS if name not in {c.name for c in checked.checks}]
+    there = {(subject, name) for subject, name, _ in found}
+    found += [
+        (each.subject, each.name, each.value)
+        for each in health.measurements(checked)
+        if each.subject.startswith(_OF_CHECKS) and (each.subject, each.name) not in there
+    ]
     measurements = tuple(Measurement(taken, *each) for each in found)
     if state:
         notes += keep(state, settings, measurements)
@@ -97,18 +102,15 @@ def keep(state: Path, settings: Settings, measurements: tuple[Measurement, ...])
     return ()
 
 
-def _of_volumes(stack: Stack, notes: list[str]) -> Iterator[tuple[str, str, float]]:
+def _of_volumes(stack: Stack, watches: Watches | None, notes: list[str]) -> Iterator[tuple[str, str, float]]:
+    """What lies in each; of the disks below, ``_of_disks`` knows more."""
+    measured = measure_volumes(stack, watches=watches)
     for volume in stack.volumes:
         yield f"volume:{volume.name}", "exists", float(volume.exists)
-        if volume.path is None or not volume.exists:
-            continue
-        try:
-            size = usage.measure_tree(volume.path)
-        except OSError as error:
-            notes.append(f"the volume {volume.name} cannot be measured: {error.strerror}")
-            continue
-        yield f"volume:{volume.name}", "bytes", float(size.bytes)
-        yield f"volume:{volume.name}", "files", float(size.files)
+    for each in measured.measurements:
+        if each.subject.startswith("volume:"):
+            yield each.subject, each.name, each.value
+    notes += [f"volume {name}: {how}" for name, how in measured.how.items() if not how.startswith("by ")]
 
 
 def _folders(stack: Stack | None, settings: Settings, directory: Path, state: Path | None) -> list[Path]:
@@ -141,15 +143,16 @@ def _of_disks(folders: list[Path]) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def _of_growth(
-    state: Path, serving: ServeSettings, forecast: Forecast, disks: Mapping[str, Mapping[str, float]], taken: float
+    state: Path, serving: ServeSettings, disks: Mapping[str, Mapping[str, float]], taken: float
 ) -> Iterator[tuple[str, str, float]]:
     subjects = tuple(f"disk:{name}" for name in disks)
     used = history.series(state, serving, subjects, "used_bytes", taken - _FORECAST_S)
     for name, numbers in disks.items():
         series = (*used[f"disk:{name}"], (taken, numbers["used_bytes"]))
-        if foretold := forecast(series, numbers["free_bytes"]):
-            for number, days in zip(("", "_low", "_high"), foretold, strict=True):
-                yield f"disk:{name}", f"days_until_full{number}", max(0.0, min(days, FOREVER_DAYS))
+        if full := forecast.foresee(series, numbers["free_bytes"]).full:
+            for number, days in (("", full.value), ("_low", full.low), ("_high", full.high)):
+                left = FOREVER_DAYS if days is None else max(0.0, min(days, FOREVER_DAYS))
+                yield f"disk:{name}", f"days_until_full{number}", left
 
 
 def _of_backups(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +16,16 @@ from cosmos_coherence.volumes.walkers import count_tree
 
 if TYPE_CHECKING:
     from cosmos_coherence.drivers.runtime import Runtime
-    from cosmos_coherence.settings import Settings
+    from cosmos_coherence.settings import ServeSettings, Settings
     from cosmos_coherence.volumes.forecast import Forecast
     from cosmos_coherence.volumes.tally import Tally
     from cosmos_coherence.volumes.watch import TreeWatch
 
 NEVER = "never"
+Series = tuple[tuple[float, float], ...]
+"""Seconds since the epoch and values, oldest first."""
+Past = Callable[[tuple[str, ...], str], Mapping[str, Series]]
+"""What was measured before of these subjects under a name."""
 _PAST_S = 90 * 86400.0
 """What is older tells little of the growth to come."""
 
@@ -99,11 +103,14 @@ def files_of(volume: Volume) -> Path:
 
 
 # --------------------------------------------------------------------------------------------------------- the looks
-def look(stack: Stack, settings: Settings, *, backups: Path, only: Volume | None = None) -> tuple[Seen, ...]:
+def look(
+    stack: Stack, settings: Settings, *, backups: Path, past: Past, only: Volume | None = None
+) -> tuple[Seen, ...]:
     """Every volume of the stack, or one, with its size measured now. What cannot be told is said, and is no error."""
     wanted = stack.volumes if only is None else (only,)
     saved = _last_backups(settings, backups, stack.project, {v.name for v in wanted})
-    return tuple(_seen(stack, settings, volume, saved) for volume in wanted)
+    sizes = past(tuple(_subject(volume) for volume in wanted), "bytes")
+    return tuple(_seen(stack, volume, saved, sizes.get(_subject(volume), ())) for volume in wanted)
 
 
 def contents(volume: Volume) -> Tally:
@@ -126,18 +133,20 @@ def disk_of(path: Path) -> Disk | None:
         return None
 
 
-def foresee(stack: Stack, settings: Settings, *, name: str = "") -> tuple[Outlook, ...]:
+def foresee(stack: Stack, *, past: Past, name: str = "") -> tuple[Outlook, ...]:
     """What is to be expected of every volume (or the one of that name) and of the disks that they lie on."""
     from cosmos_coherence.volumes import forecast
 
     volumes = [v for v in stack.volumes if v.exists and (not name or name in (v.name, v.short))]
     found: list[Outlook] = []
     disks: dict[str, tuple[Disk, str]] = {}
+    subjects = tuple(_subject(volume) for volume in volumes)
+    sizes, free_before = past(subjects, "bytes"), past(subjects, "free_bytes")
     for volume in volumes:
-        subject = f"volume:{volume.name}"
+        subject = _subject(volume)
         disk = disk_of(volume.path) if volume.path else None
         usage = _usage(volume)
-        series = past(settings, subject, "bytes")
+        series = sizes.get(subject, ())
         if usage is not None and series:
             series = (*series, (time.time(), float(usage.bytes)))
         found.append(
@@ -152,7 +161,7 @@ def foresee(stack: Stack, settings: Settings, *, name: str = "") -> tuple[Outloo
             disks.setdefault(disk.path, (disk, subject))
     for disk, on_it in disks.values():
         subject = f"disk:{disk.path}"
-        free = past(settings, on_it, "free_bytes")  # the disk's own place is another one in the agent's container
+        free = free_before.get(on_it, ())  # the disk's own place is another one in the agent's container
         series = tuple((taken, disk.total - left) for taken, left in free)
         if series:
             series = (*series, (time.time(), float(disk.total - disk.free)))
@@ -160,11 +169,17 @@ def foresee(stack: Stack, settings: Settings, *, name: str = "") -> tuple[Outloo
     return tuple(found)
 
 
-def past(_settings: Settings, _subject: str, _name: str) -> tuple[tuple[float, float], ...]:
-    """What was measured before, of the last 90 days: (seconds since the epoch, value), oldest first."""
-    # To connect: history.measurements.series(database.connect(...), subject, name, time.time() - _PAST_S), and nothing
-    # where that raises ServiceDown.
-    return ()
+def past(state: Path | None, serving: ServeSettings) -> Past:
+    """What was measured in the last 90 days, as far as it is known from here."""
+
+    def ask(subjects: tuple[str, ...], name: str) -> Mapping[str, Series]:
+        if state is None or not subjects:
+            return {}
+        from cosmos_coherence.flow import history
+
+        return history.series(state, serving, subjects, name, time.time() - _PAST_S)
+
+    return ask
 
 
 # ---------------------------------------------------------------------------------------------------- measurements
@@ -249,10 +264,14 @@ def measure_volumes(stack: Stack, *, watches: Watches | None = None) -> Measures
 
 
 # ------------------------------------------------------------------------------------------------------------------
-def _seen(stack: Stack, settings: Settings, volume: Volume, saved: Mapping[str, str]) -> Seen:
+def _subject(volume: Volume) -> str:
+    return f"volume:{volume.name}"
+
+
+def _seen(stack: Stack, volume: Volume, saved: Mapping[str, str], sizes: Series) -> Seen:
     from cosmos_coherence.volumes import forecast
 
-    seen = forecast.foresee(past(settings, f"volume:{volume.name}", "bytes"), None)
+    seen = forecast.foresee(sizes, None)
     return Seen(
         volume,
         _users(stack, volume),

@@ -18,7 +18,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied
 from cosmos_coherence.drivers.folders import FOLDER_FLAGS, Folders, link_place
 from cosmos_coherence.model import Entry, PartFile
-from cosmos_coherence.parts import Stream
+from cosmos_coherence.parts import Placed, Stream
 from cosmos_coherence.sources import staging, tree_scan, tree_write
 
 _CHUNK: Final = 1 << 20
@@ -83,6 +83,9 @@ class TreeCopy:
             self._place(path).unlink(missing_ok=True)
             del self._numbers[path]
 
+    def same_print(self) -> None:
+        """A copy stands alone."""
+
     def finish(self, names: Iterable[Copied]) -> PartFile:
         """As ``parts.TreeWriter`` says."""
         self._names = list(names)
@@ -120,7 +123,7 @@ class CopyReader:
         """As ``parts.PartReader`` says; nothing is read."""
         return ((each.entry(), each.sha256) for each in self._names)
 
-    def place(self, name: str, folder: Path) -> int:
+    def place(self, name: str, folder: Path) -> Placed:
         """As ``parts.PartReader`` says, by renaming, once. Devices are made, too: they are this machine's."""
         unset = 0
         try:
@@ -138,7 +141,8 @@ class CopyReader:
                 tree_scan.sync(folders.root)
         except OSError as error:
             raise tree_write.failure(folder, error) from error
-        return unset
+        root = next(each.entry() for each in self._names if not each.found.path)
+        return Placed(root, unset)
 
     def _put(self, entry: Entry, folders: Folders, targets: Folders) -> bool:
         """Make one name, folders without their metadata yet; whether something of it could not be set."""

@@ -25,6 +25,7 @@ from cosmos_coherence.flow.remember import MEASUREMENTS, SPOOL
 from cosmos_coherence.history import segments
 from cosmos_coherence.model import Gap, Measurement
 from cosmos_coherence.settings import ServeSettings, Settings
+from cosmos_coherence.volumes.forecast import Forecast, Range
 from support import stores
 from support.listening import listening
 
@@ -339,18 +340,17 @@ def stack(tmp_path):
     return tmp_path
 
 
-def test_measuring_puts_numbers_into_the_spool(stack, runtime):
+def test_measuring_puts_numbers_into_the_spool(stack, runtime, monkeypatch):
     found = settings.load(stack, environ={})
     seen: list[int] = []
 
-    def forecast(series, free):
+    def foresee(series, free):
         seen.append(len(series))
-        return 5.0, 3.0, float("inf")
+        return Forecast(len(series), 1.0, full=Range(5.0, 3.0, None))
 
+    monkeypatch.setattr(measure.forecast, "foresee", foresee)
     for at in (NOW, NOW + 60):
-        measured = measure.measure(
-            runtime, found, ServeSettings(), directory=stack / "backups", forecast=forecast, now=lambda at=at: at
-        )
+        measured = measure.measure(runtime, found, ServeSettings(), directory=stack / "backups", now=lambda at=at: at)
     numbers = {(m.subject.partition(":")[0], m.name): m.value for m in measured.measurements}
     assert numbers["backup", "complete_count"] == 0
     assert 0 < numbers["disk", "used_ratio"] <= 1
