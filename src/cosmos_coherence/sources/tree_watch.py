@@ -10,13 +10,13 @@ gone again. The next backup, which begins with a walk, sees it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from typing import Final, NamedTuple
 
 import inotify_simple
 from inotify_simple import flags
 
+from cosmos_coherence.drivers import disk
 from cosmos_coherence.drivers.folders import link_place
 
 _MASK: Final = int(
@@ -25,9 +25,6 @@ _MASK: Final = int(
 )  # fmt: skip
 _LOST: Final = int(flags.Q_OVERFLOW | flags.UNMOUNT)
 _RENEWED: Final = int(flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO)
-_MEMORY: Final = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs
-_LOCAL: Final = _MEMORY | {0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x2FC12FC1}  # ext, xfs, btrfs, f2fs, zfs
-"""File systems (``statfs``'s magic numbers) that nobody changes but through this kernel."""
 
 
 class Changes(NamedTuple):
@@ -45,7 +42,7 @@ class Watch:
 
     def __init__(self, root: int) -> None:
         """``root`` is the open root."""
-        self._notify = inotify_simple.INotify(nonblocking=True) if _magic(root) in _LOCAL else None
+        self._notify = inotify_simple.INotify(nonblocking=True) if disk.is_local(root) else None
         self._folders: dict[int, bytes] = {}
 
     def entered(self, folder: int, path: bytes) -> None:
@@ -91,15 +88,3 @@ class Watch:
         if self._notify is not None:
             self._notify.close()
         self._notify = None
-
-
-def is_memory(folder: int) -> bool:
-    """Whether this open folder's files lie in memory only: writing to one that is mapped never moves its times."""
-    return _magic(folder) in _MEMORY
-
-
-def _magic(folder: int) -> int:
-    room = ctypes.create_string_buffer(256)
-    if ctypes.CDLL(None, use_errno=True).fstatfs(folder, room) != 0:
-        return 0
-    return int.from_bytes(room.raw[:8], "little") & 0xFFFFFFFF

@@ -15,7 +15,7 @@ from msgspec import structs
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied, Found
-from cosmos_coherence.drivers import open_files
+from cosmos_coherence.drivers import disk, open_files
 from cosmos_coherence.drivers.folders import GONE, Folders, Runs, data_runs, from_stat, open_file, xattrs, xattrs_at
 from cosmos_coherence.model import Fingerprint, Gap, Part, SourceRef
 from cosmos_coherence.parts import Sink, TreeWriter
@@ -24,7 +24,7 @@ from cosmos_coherence.sources.config_restore import ConfigRestorer
 from cosmos_coherence.sources.tree_held import Held
 from cosmos_coherence.sources.tree_restore import TreeRestorer
 from cosmos_coherence.sources.tree_scan import Scan
-from cosmos_coherence.sources.tree_watch import Watch, is_memory
+from cosmos_coherence.sources.tree_watch import Watch
 
 __all__ = ["ConfigRestorer", "TreeRestorer", "TreeSource"]
 
@@ -112,7 +112,7 @@ class TreeSource:
         if self._tree is None:
             self._tree = sink.tree(f"volumes/{self._ref.volume}" if self._ref.kind == "volume" else self._ref.part)
             with self._reading(b""), Folders(self._root) as folders:
-                self._timeless = is_memory(folders.root)
+                self._timeless = disk.is_memory(folders.root)
             if not self._timeless:
                 self._taken = {known.found.path: known for known in self._tree.known()}
         for _ in range(self._rounds):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_coherence.drivers import open_files
+from cosmos_coherence.drivers import disk, open_files
 from cosmos_coherence.drivers.folders import Folders
 from cosmos_coherence.sources import tree_scan, tree_watch
 from cosmos_coherence.sources.tree_scan import Scan
@@ -138,7 +138,7 @@ def test_a_queue_that_ran_over_is_noticed(root: Path) -> None:
 
 
 def test_where_others_may_write_unseen_nothing_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree_watch, "_LOCAL", frozenset())
+    monkeypatch.setattr(disk, "_LOCAL", frozenset())
     watch, _ = begin(root)
     assert watch.changes() is None
 
