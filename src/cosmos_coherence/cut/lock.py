@@ -85,7 +85,7 @@ class Lease:
         while not self._stop.wait(REFRESH_S):
             with contextlib.suppress(OSError):  # tried again, long before it expires
                 if _read(self._path) != self._holder:
-                    signal.raise_signal(signal.SIGINT)
+                    os.kill(os.getpid(), signal.SIGINT)  # not this thread: the main one has to wake up
                     return
                 os.utime(self._path)
 

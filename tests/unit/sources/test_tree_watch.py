@@ -13,7 +13,7 @@ import pytest
 
 from cosmos_coherence.drivers import disk, open_files
 from cosmos_coherence.drivers.folders import Folders
-from cosmos_coherence.sources import tree_scan, tree_watch
+from cosmos_coherence.sources import tree_scan
 from cosmos_coherence.sources.tree_scan import Scan
 from cosmos_coherence.sources.tree_watch import Watch
 from support.storm import writing
