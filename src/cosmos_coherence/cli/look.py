@@ -13,7 +13,7 @@ from cosmos_coherence.flow import events, inventory, upkeep
 from cosmos_coherence.flow import health as checking
 from cosmos_coherence.flow.survey import survey
 from cosmos_coherence.health.checks import Health
-from cosmos_coherence.settings import Settings
+from cosmos_coherence.settings import Settings, share
 
 
 def status(*, as_json: bool) -> int:
@@ -149,17 +149,10 @@ def _check_repository(settings: Settings, share: float, *, as_json: bool) -> int
 
 def _share(text: str) -> float:
     """``1%`` or ``all`` as a share; nothing is none. ``UsageError`` for anything else."""
-    if not text:
-        return 0.0
-    if text == "all":
-        return 1.0
     try:
-        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+        return share(text) if text else 0.0
     except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise errors.UsageError(f"{text} is no share", remedy="Write it like 1%, 0.05 or all.")
-    return share
+        raise errors.UsageError(f"{text} is no share", remedy="Write it like 1%, 0.05 or all.") from None
 
 
 def health(*, as_json: bool) -> int:
