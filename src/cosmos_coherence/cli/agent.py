@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 import threading
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from cosmos_coherence.drivers import process
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow import backup, schedule
 from cosmos_coherence.flow.schedule import Rhythm
-from cosmos_coherence.history.ledger import JobState, Ledger, look
+from cosmos_coherence.history.ledger import Ledger, look
 from cosmos_coherence.settings import Settings, load_serve
 
 NAMES = tuple(kind.name for kind in job.KINDS)
@@ -104,7 +103,7 @@ def upcoming(count: int, *, as_json: bool) -> int:
         render.as_json([
             {
                 "job": r.name, "expression": r.expression, "timezone": r.zone.key, "jitter_s": r.jitter.total_seconds(),
-                "last": facts(known) if known else None,
+                "last": known.facts if known else None,
                 "next": [{"local": due.at.astimezone(r.zone).isoformat(), "utc": due.at.isoformat(), "why": due.why}
                          for due in dues],
             }
@@ -117,7 +116,7 @@ def upcoming(count: int, *, as_json: bool) -> int:
             f"{due.at.astimezone(r.zone):%a %Y-%m-%d %H:%M:%S %Z}",
             f"{due.at:%Y-%m-%d %H:%M:%S}",
             " ".join(filter(None, ("overdue" if due.at < now else "", "" if due.why == "regular" else due.why))),
-            last(known) if first else "",
+            (known.summary if known else "never") if first else "",
         )
         for r, known, dues in found
         for first, due in zip((True, *[False] * count), dues, strict=False)
@@ -127,25 +126,6 @@ def upcoming(count: int, *, as_json: bool) -> int:
         if name not in {r.name for r in timetable}:
             typer.echo(f"{name} is off")
     return 0
-
-
-def facts(known: JobState) -> dict[str, Any]:
-    """How it stands with a job, for JSON."""
-    return {
-        **{k: v.isoformat() if isinstance(v, datetime) else v for k, v in asdict(known).items() if k != "owner"},
-        "running": known.running,
-    }
-
-
-def last(known: JobState | None) -> str:
-    """How it stands with a job, for people."""
-    if known is None or known.started is None:
-        return "never"
-    if known.open:
-        how = "runs since" if known.running else "was cut off at"
-        return f"{how} {known.started:%Y-%m-%d %H:%M} UTC"
-    why = f": {known.said}" if known.said else ""
-    return f"{known.outcome} {known.started:%Y-%m-%d %H:%M} UTC{why}"
 
 
 def _start(name: str) -> process.Companion:

@@ -8,11 +8,13 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import listing
 from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.cli import beside, context, healing, render
+from cosmos_coherence.cut import lock
 from cosmos_coherence.flow import doctor as examining
 from cosmos_coherence.flow import events, inventory, upkeep
 from cosmos_coherence.flow import health as checking
 from cosmos_coherence.flow.survey import survey
 from cosmos_coherence.health.checks import Health
+from cosmos_coherence.history import ledger
 from cosmos_coherence.settings import Settings, share
 
 
@@ -30,8 +32,13 @@ def status(*, as_json: bool) -> int:
         last, unknown = inventory.newest(settings, backups, project=stack.project), ""
     except errors.CosmosError as error:  # what the stack is can be said all the same
         last, unknown = None, error.message
+    state = runtime.found_state_directory()
+    running, states = lock.holder(state) if state else None, ledger.look(state)
     if as_json:
-        render.as_json({"stack": stack, "coverage": coverage, "last_backup": last.manifest if last else None})
+        render.as_json(
+            {"stack": stack, "coverage": coverage, "last_backup": last.manifest if last else None,
+             "run": str(running) if running else None, "jobs": {name: each.facts for name, each in states.items()}}
+        )  # fmt: skip
         return 0
     typer.echo(f"{stack.project} ({stack.runtime}) in {stack.directory}")
     render.table(
@@ -54,6 +61,10 @@ def status(*, as_json: bool) -> int:
         typer.echo(f"NOT covered: written outside of every mount in {container}: {shown}")
     for hint in coverage.hints:
         typer.echo(f"hint: {hint}")
+    if running:
+        typer.echo(f"under way: {running}")
+    for name, each in states.items():
+        typer.echo(f"schedule: {name} {each.summary}")
     known = f"{last.summary}, last proof: never" if last else "never"
     typer.echo(f"last backup: {f'unknown, {unknown}' if unknown else known}")
     return 0

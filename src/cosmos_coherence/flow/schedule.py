@@ -77,9 +77,13 @@ def next_due(expression: str, zone: ZoneInfo, after: datetime) -> datetime:
 
 def _next_of_rhythm(expression: str, zone: ZoneInfo, after: datetime) -> datetime:
     """By hand, since cronsim loses half an hour where a zone shifts by that much (Lord Howe)."""
-    best: datetime | None = None
-    begin = after.astimezone(zone).replace(tzinfo=None) - _SHIFT
-    for wall in CronSim(expression, begin):
+    now = after.astimezone(zone).replace(tzinfo=None)
+    best: datetime | None = next(CronSim(expression, now)).replace(tzinfo=zone).astimezone(UTC)
+    around = (after - _SHIFT, after, after + _SHIFT, best, best + _SHIFT)
+    if len({time.astimezone(zone).utcoffset() for time in around}) == 1:
+        return best
+    best = None
+    for wall in CronSim(expression, now - _SHIFT):
         if best and wall > best.astimezone(zone).replace(tzinfo=None) + _SHIFT:
             break
         for fold in (0, 1):

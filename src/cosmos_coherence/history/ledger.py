@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -53,6 +53,21 @@ class JobState:
     def running(self) -> bool:
         """Whether its process is there. One that cannot be seen from here counts as gone."""
         return self.open and self.owner is not None and owners.lives(self.owner) is True
+
+    @property
+    def summary(self) -> str:
+        """How it stands, for people."""
+        if self.started is None:
+            return "never"
+        how = ("runs since" if self.running else "was cut off at") if self.open else self.outcome
+        return f"{how} {self.started:%Y-%m-%d %H:%M} UTC{f': {self.said}' if self.said else ''}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How it stands, for JSON."""
+        values = {name: getattr(self, name) for name in ("since", "started", "ended", "outcome", "said", "attempt")}
+        plain = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in values.items()}
+        return {**plain, "running": self.running}
 
 
 class Ledger:
@@ -94,7 +109,10 @@ class Ledger:
     def pass_over(self, name: str, since: datetime) -> None:
         """The times up to ``since`` are not made good."""
         with self._opened() as rows:
-            rows.execute("UPDATE job SET since = ? WHERE name = ?", (_text(since), name))
+            rows.execute(
+                "INSERT INTO job (name, since) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET since = excluded.since",
+                (name, _text(since)),
+            )
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
