@@ -78,11 +78,11 @@ def next_due(expression: str, zone: ZoneInfo, after: datetime) -> datetime:
 def _next_of_rhythm(expression: str, zone: ZoneInfo, after: datetime) -> datetime:
     """By hand, since cronsim loses half an hour where a zone shifts by that much (Lord Howe)."""
     now = after.astimezone(zone).replace(tzinfo=None)
-    best: datetime | None = next(CronSim(expression, now)).replace(tzinfo=zone).astimezone(UTC)
-    around = (after - _SHIFT, after, after + _SHIFT, best, best + _SHIFT)
+    first = next(CronSim(expression, now)).replace(tzinfo=zone).astimezone(UTC)
+    around = (after - _SHIFT, after, after + _SHIFT, first, first + _SHIFT)
     if len({time.astimezone(zone).utcoffset() for time in around}) == 1:
-        return best
-    best = None
+        return first
+    best: datetime | None = None
     for wall in CronSim(expression, now - _SHIFT):
         if best and wall > best.astimezone(zone).replace(tzinfo=None) + _SHIFT:
             break

@@ -23,8 +23,8 @@ MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 FROM, TO = datetime(2024, 1, 1, tzinfo=UTC), datetime(2034, 1, 1, tzinfo=UTC)
 ZONES = sorted(zone for zone in zoneinfo.available_timezones() if "/" in zone and not zone.startswith("Etc/"))
 ODD = ["Australia/Lord_Howe", "Antarctica/Troll", "Africa/Casablanca", "Africa/Cairo", "America/Havana",
-       "Asia/Gaza",
-       "Asia/Beirut", "America/Nuuk", "Atlantic/Azores", "America/Santiago", "Europe/Berlin", "Pacific/Apia"]  # fmt: skip
+       "Asia/Gaza", "Asia/Beirut", "America/Nuuk", "Atlantic/Azores",
+       "America/Santiago", "Europe/Berlin", "Pacific/Apia"]  # fmt: skip
 
 
 def numbers(low: int, high: int) -> st.SearchStrategy[str]:
@@ -120,10 +120,8 @@ def minute_by_minute(expression: str, zone: ZoneInfo, begin: datetime, end: date
     found, time, seen = [], begin - 5 * HOUR, local(begin - 5 * HOUR, zone)
     while time < end:
         wall = local(time, zone)
-        if rhythm:
-            hit = matches(wall)
-        else:
-            hit = any(matches(seen + n * MINUTE) for n in range((wall - seen) // MINUTE + 1))
+        passed = [wall] if rhythm else [seen + n * MINUTE for n in range((wall - seen) // MINUTE + 1)]
+        hit = any(map(matches, passed))
         if hit and time > begin:
             found.append(time)
         seen, time = max(seen, wall + MINUTE), time + MINUTE
