@@ -76,8 +76,9 @@ def lines(rhythms: Sequence[Rhythm], *, project: str, command: Sequence[str], no
                 f"cron goes by the zone of this machine, and schedule.timezone is {rhythm.zone.key}",
                 remedy="Use --systemd, or set schedule.timezone to the machine's zone.",
             )
-    called = [f"{r.expression} {shlex.join([*command, r.name]).replace('%', chr(92) + '%')}" for r in rhythms]
-    return "\n".join([_mark(project, "begin"), *called, _mark(project, "end"), ""])
+    called = [f"{r.expression} {shlex.join([*command, r.name])}" for r in rhythms]
+    block = [_mark(project, "begin"), *(_plain(line).replace("%", "\\%") for line in called), _mark(project, "end")]
+    return "\n".join([*block, ""])
 
 
 def without(crontab: str, project: str) -> str:
@@ -87,7 +88,7 @@ def without(crontab: str, project: str) -> str:
 
 
 def _mark(project: str, what: str) -> str:
-    return f"# cosmos {project}: {what}, written by `cosmos schedule install`"
+    return f"# cosmos {_plain(project)}: {what}, written by `cosmos schedule install`"
 
 
 def _list(chosen: object, of: int) -> str:
@@ -101,6 +102,11 @@ def _exec(words: Sequence[str]) -> str:
 
 
 def _unit_text(text: str) -> str:
+    return _plain(text).replace("%", "%%")
+
+
+def _plain(text: str) -> str:
+    """The text, which must not begin a line of its own."""
     if not text.isprintable():
         raise errors.Refused(f"{text!r} cannot stand in a unit or a crontab", remedy="Rename the folder or project.")
-    return text.replace("%", "%%")
+    return text
