@@ -42,6 +42,22 @@ def words(value: object) -> object:
 Command = Annotated[tuple[str, ...], BeforeValidator(words)]
 
 
+def share(text: object) -> float:
+    """``1%``, ``all`` or a number from 0 to 1, as a number. ``ValueError`` for anything else."""
+    if text == "all":
+        return 1.0
+    try:
+        found = float(str(text).removesuffix("%")) / (100 if str(text).endswith("%") else 1)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 1:
+        raise ValueError(f"{text} is no share: it is written like 1%, 0.05 or all")
+    return found
+
+
+Share = Annotated[float, BeforeValidator(share)]
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -118,10 +134,20 @@ class RetentionSettings(_Table):
 
 
 class ScheduleSettings(_Table):
-    """``[schedule]``: when the agent backs up."""
+    """``[schedule]``: what the agent does when, in cron form; ``off`` is never."""
 
     backup: str = "0 2 * * *"
+    forget: str = "off"
+    """Beside the removal of what is too old after every good backup."""
+    prune: str = "off"
+    check: str = "30 4 * * *"
+    measure: str = "*/15 * * * *"
     timezone: str = "UTC"
+    """The zone of all these expressions."""
+    jitter: Duration = 0.0
+    """Each job of each host begins later than its expression says by an amount of its own, at most this."""
+    check_data: Share = 0.01
+    """Share of the repository's data that a check reads."""
 
 
 class HistorySettings(_Table):
@@ -170,7 +196,7 @@ class NotifySettings(_Table):
     """How long a notifier may take."""
 
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Fullness = Annotated[float, Field(gt=0, le=1)]
 
 
 class HealthSettings(_Table):
@@ -180,8 +206,8 @@ class HealthSettings(_Table):
     """How long a check may take."""
     urls: Command = ()
     """Further addresses that have to answer: ``https://shop.example.org/health``."""
-    volume_warn: Share = 0.80
-    volume_fail: Share = 0.95
+    volume_warn: Fullness = 0.80
+    volume_fail: Fullness = 0.95
     """How full a volume, its disk, or the inodes of that may be."""
     certificate_warn: Duration = 21 * 86400.0
     certificate_fail: Duration = 3 * 86400.0

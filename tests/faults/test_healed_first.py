@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from cosmos_coherence.cut import freezer
 from cosmos_coherence.cut.journal import HoldRecord, Journal, SpoolRecord
 from cosmos_coherence.cut.lock import run_lock
 from cosmos_coherence.flow import recover
+from cosmos_coherence.history.ledger import Ledger
 from support.faulty import FaultyStack
 from support.program import SOURCE, cosmos
 from support.trees import looks
@@ -93,7 +95,7 @@ class Small(FaultyStack):
         """It runs until the block ends, in which it must not; the file of all that it says."""
         said = self.folder.parent / "said"
         if overdue:
-            (self.folder / ".cosmos" / "last-backup").write_text("2020-01-01T00:00:00+00:00")
+            Ledger(self.folder / ".cosmos").pass_over("backup", datetime(2020, 1, 1, tzinfo=UTC))
         with said.open("wb") as out:
             running = subprocess.Popen(
                 [sys.executable, "-m", "cosmos_coherence.cli.main", "-C", str(self.folder), "serve", "agent"],

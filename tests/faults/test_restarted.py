@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from cosmos_coherence.archive.verify import verify_archive
+from cosmos_coherence.drivers import process
+from cosmos_coherence.history.ledger import Ledger, look
 from support import second_engine
 from support.docker_stack import HOST
 from support.embedded_stack import EmbeddedStack, embedded_stack
@@ -28,14 +32,53 @@ def stack() -> Iterator[EmbeddedStack]:
         yield made
 
 
-def agent(stack: EmbeddedStack) -> subprocess.Popen[bytes]:
+def agent(stack: EmbeddedStack, *, overdue: bool = True) -> subprocess.Popen[bytes]:
     """It finds that a backup is overdue."""
-    (stack.folder / ".cosmos" / "last-backup").write_text("2020-01-01T00:00:00+00:00")
+    if overdue:
+        Ledger(stack.folder / ".cosmos").pass_over("backup", datetime(2020, 1, 1, tzinfo=UTC))
     return subprocess.Popen(
         [sys.executable, "-m", "cosmos_coherence.cli.main", "-C", str(stack.folder), "serve", "agent"],
         env={**os.environ, "PYTHONPATH": str(SOURCE), "COSMOS_RUNTIME": "process"},
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+def children(running: subprocess.Popen[bytes]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+
+
+def test_a_job_whose_agent_is_killed_goes_back_by_itself(stack: EmbeddedStack) -> None:
+    listed, journal = stack.published(), stack.folder / ".cosmos" / "journal"
+    killed = agent(stack)
+    assert eventually(lambda: [*journal.glob("*.json")]), "it does not begin"
+    (job,) = children(killed)
+    killed.kill()
+    killed.wait()
+    assert eventually(lambda: process.facts(job) is None), "it outlives its agent"
+    assert [*journal.glob("*.json")] == []
+    if stack.published() == listed:  # else it was faster
+        assert look(stack.folder / ".cosmos")["backup"].outcome == "interrupted"
+    assert stack.goes_on()
+
+
+def test_an_agent_that_is_told_to_stop_interrupts_its_job_and_makes_up_for_it(stack: EmbeddedStack) -> None:
+    listed, journal = stack.published(), stack.folder / ".cosmos" / "journal"
+    stopped = agent(stack)
+    assert eventually(lambda: [*journal.glob("*.json")]), "it does not begin"
+    stopped.terminate()
+    assert stopped.wait(timeout=60) == 0
+    assert [*journal.glob("*.json")] == []
+    if stack.published() != listed:
+        return  # it was faster
+    assert look(stack.folder / ".cosmos")["backup"].outcome == "interrupted"
+    again = agent(stack, overdue=False)
+    try:
+        assert eventually(lambda: stack.published() != listed)
+        assert eventually(lambda: look(stack.folder / ".cosmos")["backup"].outcome == "done")
+    finally:
+        again.terminate()
+        again.wait()
+    assert len(stack.published()) == len(listed) + 1
 
 
 def test_the_agent_is_killed_in_the_middle(stack: EmbeddedStack, rng: random.Random) -> None:
@@ -45,7 +88,10 @@ def test_the_agent_is_killed_in_the_middle(stack: EmbeddedStack, rng: random.Ran
     first = agent(stack)
     assert eventually(lambda: [*journal.glob("*.json")]), "it does not begin"
     time.sleep(rng.uniform(0, 0.4))
+    jobs = children(first)
     first.kill()
+    for job in jobs:  # as when a container or a machine goes; alone, they would end by going back
+        os.kill(job, signal.SIGKILL)
     first.wait()
     assert [*journal.glob("*.json")], "it had ended before it was killed"
     assert stack.published() == listed

@@ -21,10 +21,9 @@ SCRIPTS = {"backup.sh": "backup", "restore.sh": "restore", "health-check.sh": "h
 
 
 def options(command) -> set[str]:
-    return {name for param in command.params for name in getattr(param, "opts", []) if name.startswith("-")} | {
-        "--help",
-        "-h",
-    }
+    own = {name for param in command.params for name in getattr(param, "opts", []) if name.startswith("-")}
+    below = getattr(command, "commands", {}).values() if command is not COMMAND else ()
+    return own.union(*map(options, below), {"--help", "-h"})
 
 
 def calls(page: Path) -> list[list[str]]:

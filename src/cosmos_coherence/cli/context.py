@@ -33,6 +33,14 @@ given = Given()
 """Those of this call; set once by the parser."""
 
 
+def options() -> tuple[str, ...]:
+    """The options before the verb, as they have to be said to another process of this program in this folder."""
+    pairs = {"--directory": given.directory.resolve(), "--project": given.project, "--config": given.config,
+             "--docker-host": given.docker_host}  # fmt: skip
+    said = [word for name, value in pairs.items() if value is not None for word in (name, str(value))]
+    return (*said, *(word for file in given.files for word in ("--file", str(file))), *["--debug"][: given.debug])
+
+
 def settings(*, keep_within: str | None = None) -> Settings:
     """The settings of this call; without one, a folder with a ``stack.json`` is a stack of plain processes."""
     from cosmos_coherence import settings as declaration

@@ -8,10 +8,12 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import listing
 from cosmos_coherence.archive.verify import verify_archive
 from cosmos_coherence.cli import beside, context, healing, render
+from cosmos_coherence.cut import lock
 from cosmos_coherence.flow import alarm, events, inventory, upkeep
 from cosmos_coherence.flow import doctor as examining
 from cosmos_coherence.flow.survey import survey
-from cosmos_coherence.settings import Settings
+from cosmos_coherence.history import ledger
+from cosmos_coherence.settings import Settings, share
 
 
 def status(*, as_json: bool) -> int:
@@ -28,8 +30,13 @@ def status(*, as_json: bool) -> int:
         last, unknown = inventory.newest(settings, backups, project=stack.project), ""
     except errors.CosmosError as error:  # what the stack is can be said all the same
         last, unknown = None, error.message
+    state = runtime.found_state_directory()
+    running, states = lock.holder(state) if state else None, ledger.look(state)
     if as_json:
-        render.as_json({"stack": stack, "coverage": coverage, "last_backup": last.manifest if last else None})
+        render.as_json(
+            {"stack": stack, "coverage": coverage, "last_backup": last.manifest if last else None,
+             "run": str(running) if running else None, "jobs": {name: each.facts for name, each in states.items()}}
+        )  # fmt: skip
         return 0
     typer.echo(f"{stack.project} ({stack.runtime}) in {stack.directory}")
     render.table(
@@ -52,6 +59,10 @@ def status(*, as_json: bool) -> int:
         typer.echo(f"NOT covered: written outside of every mount in {container}: {shown}")
     for hint in coverage.hints:
         typer.echo(f"hint: {hint}")
+    if running:
+        typer.echo(f"under way: {running}")
+    for name, each in states.items():
+        typer.echo(f"schedule: {name} {each.summary}")
     known = f"{last.summary}, last proof: never" if last else "never"
     typer.echo(f"last backup: {f'unknown, {unknown}' if unknown else known}")
     record = alarm.known(runtime.found_state_directory())
@@ -153,17 +164,10 @@ def _check_repository(settings: Settings, share: float, *, as_json: bool) -> int
 
 def _share(text: str) -> float:
     """``1%`` or ``all`` as a share; nothing is none. ``UsageError`` for anything else."""
-    if not text:
-        return 0.0
-    if text == "all":
-        return 1.0
     try:
-        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+        return share(text) if text else 0.0
     except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise errors.UsageError(f"{text} is no share", remedy="Write it like 1%, 0.05 or all.")
-    return share
+        raise errors.UsageError(f"{text} is no share", remedy="Write it like 1%, 0.05 or all.") from None
 
 
 def doctor(*, as_json: bool) -> int:

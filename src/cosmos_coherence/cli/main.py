@@ -10,6 +10,7 @@ import typer
 
 import cosmos_coherence
 from cosmos_coherence.cli import boundary, context
+from cosmos_coherence.cli.schedule import schedule
 from cosmos_coherence.cli.volume import volume
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 
 app.add_typer(volume, name="volume")
+app.add_typer(schedule, name="schedule")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask no questions.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import grp
 import io
 import os
@@ -23,7 +24,8 @@ TAIL_BYTES = 8 * 1024
 _CHUNK = 64 * 1024
 _INHERITED = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SSH_AUTH_SOCK"}
 _INHERITED_PREFIXES = ("LC_", "XDG_", "DOCKER_")
-_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+_PR_SET_PDEATHSIG = 1
 _WHEN_TOLD = 'read -r word && exec "$@" </dev/null'
 _detached: set[int] = set()
 
@@ -278,6 +280,30 @@ def start_detached(
     return process.pid
 
 
+class Companion:
+    """A process that says what it has to say where we do, with our whole environment. Its process group is its own."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        """Start it; raises ``CommandFailed`` when it cannot be."""
+        how = {"stdin": subprocess.DEVNULL, "process_group": 0}
+        self._process = _popen(argv, environment=settings.environment(), cwd=None, user=None, group=None, **how)
+        self.pid = self._process.pid
+
+    def status(self) -> int | None:
+        """Its exit status, 128 and the number of the signal that ended it; None while it runs."""
+        code = self._process.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+    def send(self, number: int) -> None:
+        """Send it a signal; harmless when it has ended."""
+        self._process.send_signal(number)
+
+
+def end_with_parent() -> None:
+    """Have the kernel send us SIGTERM when the process that started us ends, however that is."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the kernel says of a running process."""
@@ -363,7 +389,7 @@ def _identity(program: str, user: str | None, group: str | None) -> dict[str, An
 def _no_program(program: str) -> errors.CommandFailed:
     return errors.CommandFailed(
         f"there is no program {program}",
-        status=_NOT_FOUND,
+        status=NOT_FOUND,
         remedy=f"Install the package that brings {Path(program).name}, or put it on the PATH.",
     )
 

@@ -21,7 +21,7 @@ import cosmos_coherence
 from cosmos_coherence import errors, sources
 from cosmos_coherence.archive.writer import ArchiveWriter, spool_of
 from cosmos_coherence.cut.journal import Handle, Journal, SettingsRecord, SpoolRecord
-from cosmos_coherence.cut.lock import run_lock
+from cosmos_coherence.cut.lock import Lease, run_lock
 from cosmos_coherence.discover import configuration
 from cosmos_coherence.discover.coverage import Coverage
 from cosmos_coherence.discover.holding import Holding, holding
@@ -103,14 +103,14 @@ def backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story)
     """
     try:
         state = runtime.state_directory()
-        with run_lock(state, run=story.run, what="backup"):
+        with run_lock(state, run=story.run, what="backup") as lease:
             if recover.healed(runtime, state, story, backups=plan.directory):
                 # what was planned was half restored or stood still
                 plan = plan_backup(
                     runtime, settings, only=plan.only, directory=plan.directory, archive=plan.archive,
                     safety=plan.safety, tags=plan.tags,
                 )  # fmt: skip
-            report = capture_backup(runtime, settings, plan, story, Journal(state))
+            report = capture_backup(runtime, settings, plan, story, Journal(state), lease=lease)
     except errors.CosmosError as error:
         report = story.failed(error, missing=plan.coverage.gaps)
     except KeyboardInterrupt:
@@ -119,12 +119,25 @@ def backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story)
     return report
 
 
-def capture_backup(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story, journal: Journal) -> Report:
-    """The story itself, for a caller that holds the run lock and has healed leftovers."""
+def capture_backup(
+    runtime: Runtime,
+    settings: Settings,
+    plan: BackupPlan,
+    story: Story,
+    journal: Journal,
+    *,
+    lease: Lease | None = None,
+) -> Report:
+    """The story itself, for a caller that holds the run lock and has healed leftovers.
+
+    ``lease`` is that lock, where the caller does not keep it by itself.
+    """
     story.begin("plan")
     if plan.archive:
         _require_room(plan.directory, settings.backup.min_free)
     with _writer(runtime, plan, settings, journal, story) as plain:
+        if lease:
+            lease.keep()  # not earlier: the writer forks
         writer = MeteredWriter(plain, Meter(story.tell, expected_of(plain.last())))
         opened: list[Source] = []
         try:

@@ -31,7 +31,8 @@ def recover(runtime: Runtime, story: Story, *, backups: Path) -> Report:
     """``cosmos recover``: heal, and say what was done. ``Locked`` while another run is under way."""
     try:
         state = runtime.state_directory()
-        with run_lock(state, run=story.run, what="recover"):
+        with run_lock(state, run=story.run, what="recover") as lease:
+            lease.keep()
             healed(runtime, state, story, backups=backups)
         return story.report("done")
     except errors.CosmosError as error:
@@ -62,7 +63,8 @@ def heal_first(
     own, and is not touched. What is out of ``reach`` is left to a ``recover`` beside the volumes, and named.
     """
     try:
-        with run_lock(state, run=run, what="recover"):
+        with run_lock(state, run=run, what="recover") as lease:
+            lease.keep()
             journal = Journal(state)
             if reach != "nothing":
                 for sentence in _let_go(runtime, journal):

@@ -210,7 +210,8 @@ def restore(
     """Carry out the plan. Never raises for what the catalogue knows: the report says it, and how the stack is left."""
     try:
         state = runtime.state_directory()
-        with run_lock(state, run=story.run, what="restore"):
+        with run_lock(state, run=story.run, what="restore") as lease:
+            lease.keep()
             if recover.healed(runtime, state, story, backups=backups):
                 # what was planned was half restored or stood still
                 plan = plan_restore(
