@@ -51,7 +51,7 @@ def configured(tmp_path):
 
     def configure(*urls: str, ping: str = "", **notify: object) -> Settings:
         (tmp_path / "secrets").mkdir(exist_ok=True)
-        given: dict[str, object] = {"notify__limit": 3.0, "stack__project": "shop", "stack__runtime": "process"}
+        given: dict[str, object] = {"notify__limit": 20.0, "stack__project": "shop", "stack__runtime": "process"}
         if urls:
             (tmp_path / "secrets/notify-urls").write_text("# who is told\n" + "\n".join(urls) + "\n")
             given["notify__urls_file"] = "secrets/notify-urls"
