@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from cosmos_coherence.model import HoldTarget
 STEPS = ("journalled", "armed", "holding", "frozen", "anchored", "thawed", "released", "closed")
 """What ``step`` of ``take_cut`` is told, in this order; before ``holding`` nothing stands still."""
 
+_SWITCH_S = 0.0002
 _LATE_S = 5.0
 """How long an anchor that missed the budget is awaited, once the stack runs again, to tell how long it took."""
 
@@ -112,7 +114,7 @@ def _take(
         raise
     began = time.perf_counter()
     deadline = time.monotonic() + max_pause_s
-    with _no_garbage_collection():
+    with _undisturbed():
         try:
             step("holding")
             freezer.freeze_all(targets, within_s=deadline - time.monotonic())
@@ -202,12 +204,15 @@ class _Crew:
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
+def _undisturbed() -> Iterator[None]:
+    """No garbage collection; and an anchor that has its answer need not wait long for one that computes."""
+    enabled, switching = gc.isenabled(), sys.getswitchinterval()
     gc.disable()
+    sys.setswitchinterval(_SWITCH_S)
     try:
         yield
     finally:
+        sys.setswitchinterval(switching)
         if enabled:
             gc.enable()
 
