@@ -81,7 +81,7 @@ class Nowhere:
 def fill(stack: CountingStack, ballast: Ballast) -> None:
     """Put the ballast in. What it costs is no part of any figure, so nothing waits for the disk meanwhile."""
     stack.sql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")
-    stack.sql("CREATE TABLE pause_ballast (id bigint PRIMARY KEY, content text)")
+    stack.sql("DROP TABLE IF EXISTS pause_ballast; CREATE TABLE pause_ballast (id bigint PRIMARY KEY, content text)")
     rows = ballast.postgres_mib * _MIB // (_ROW + 60)
     for start in range(0, rows, 500_000):
         end = min(rows, start + 500_000)
@@ -97,12 +97,13 @@ def fill(stack: CountingStack, ballast: Ballast) -> None:
     )
     for start in range(0, keys, 20_000):
         stack.redis("EVAL", script, "0", str(start), str(min(keys, start + 20_000) - 1))
+    files = stack.files
     for number in range(ballast.files):
-        folder = stack.files / "ballast" / f"{number // 1000:03}"
+        folder = files / "ballast" / f"{number // 1000:03}"
         if number % 1000 == 0:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number:06}").write_bytes(b"%06d" % number * 100)
-    subprocess.run(["sync", "-f", stack.files], check=True)
+    subprocess.run(["sync", "-f", files], check=True)
 
 
 def measured(stack: CountingStack) -> str:
@@ -241,10 +242,13 @@ def _line(what: str, ms: Sequence[float]) -> str:
     return f"  {what:22} median {statistics.median(ms):,.1f} ms, p99 {share(ms, 0.99):,.1f} ms, worst {max(ms):,.1f} ms"
 
 
-def measure(results: Results, ballast: Ballast, wanted: int, host: str) -> None:
+def measure(results: Results, ballast: Ballast, wanted: int, host: str, kept: Path | None) -> None:
     """What is still missing of it."""
-    with docker_stack(host=host) as stack:
-        fill(stack, ballast)
+    with docker_stack(host=host, kept=kept) as stack:
+        filled = stack.folder / "filled"
+        if not filled.exists():
+            fill(stack, ballast)
+            filled.touch()
         print(measured(stack), flush=True)
         settings = load(stack.folder, environ={"DOCKER_HOST": host} if host else {}, cut__max_pause="60s")
         session = 0
@@ -268,13 +272,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How long the writers of a large stack stand still.")
     parser.add_argument("--cuts", type=int, default=200)
     parser.add_argument("--small", action="store_true", help="a stack of 100 MB, to see that it works")
+    parser.add_argument("--keep", type=Path, help="a folder for the stack, which stays there for the next call")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after so long")
     parser.add_argument("--results", type=Path, default=Path("data/results/pause.ndjson"))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack goes, too
     host = os.environ.get("COSMOS_TEST_DOCKER_HOST") or os.environ.get("DOCKER_HOST", "")
     results = Results(options.results, options.seconds)
-    measure(results, SMALL if options.small else Ballast(), options.cuts, host)
+    measure(results, SMALL if options.small else Ballast(), options.cuts, host, options.keep)
     print(*table(results), sep="\n")
 
 

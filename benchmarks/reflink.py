@@ -21,20 +21,23 @@ from benchmarks.pause import Nowhere
 from cosmos_coherence.model import SourceRef
 from cosmos_coherence.sources.volume import TreeSource
 
-_TIMES = 5
+_TIMES = 3
 _BETWEEN_S = 0.3
 """From the last copy to the hold: what the sessions of a backup and its watchdog take to come up."""
 _WRITER = """
 import os, random, sys, time
-file, mib_s = os.open(sys.argv[1], os.O_RDWR), float(sys.argv[2])
-pages, page = os.fstat(file).st_size // 4096, os.urandom(4096)
-began, done = time.monotonic(), 0
+place, how, mib_s = sys.argv[1:]
+file, page = os.open(place, os.O_RDWR), os.urandom(4096)
+end = os.lseek(file, 0, os.SEEK_END)
+pages, began, done = end // 4096, time.monotonic(), 0
 while True:
-    os.pwrite(file, page, random.randrange(pages) * 4096)
+    os.pwrite(file, page, end + done if how == "appended" else random.randrange(pages) * 4096)
     done += 4096
-    if done >= (time.monotonic() - began) * mib_s * 2**20:
+    if done >= (time.monotonic() - began) * float(mib_s) * 2**20:
         time.sleep(0.001)
 """
+_LOADS = (("appended", 20), ("random pages", 1), ("random pages", 20))
+"""How it is written, and MiB a second; on Btrfs each random page makes another piece of the file."""
 
 
 @contextmanager
@@ -77,8 +80,10 @@ def anchored_ms(root: Path, writer: subprocess.Popen[bytes], *, cloned: bool) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description="The pause of a large file, cloned and read.")
     parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--kinds", nargs="+", default=["btrfs", "xfs"])
     options = parser.parse_args()
-    for kind in ("btrfs", "xfs"):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk goes, too
+    for kind in options.kinds:
         with disk(kind, 4 * options.mib + 512) as folder:
             large = folder / "root" / "large"
             large.parent.mkdir()
@@ -86,8 +91,8 @@ def main() -> None:
                 for _ in range(options.mib):
                     file.write(os.urandom(1 << 20))
                 os.fsync(file.fileno())
-            for mib_s in (1, 20, 1000):
-                writer = subprocess.Popen([sys.executable, "-c", _WRITER, large, str(mib_s)])
+            for how, mib_s in _LOADS:
+                writer = subprocess.Popen([sys.executable, "-c", _WRITER, large, how, str(mib_s)])
                 try:
                     ms: dict[bool, list[float]] = {True: [], False: []}
                     for _ in range(_TIMES):
@@ -100,7 +105,7 @@ def main() -> None:
                     f"{'cloned' if cloned else 'read'} {statistics.median(each):.1f} ms, worst {max(each):.1f}"
                     for cloned, each in ms.items()
                 )
-                print(f"{kind}, {options.mib} MiB, {mib_s} MiB/s in random pages: {told}", flush=True)
+                print(f"{kind}, {options.mib} MiB, {how} at {mib_s} MiB/s: {told}", flush=True)
 
 
 if __name__ == "__main__":

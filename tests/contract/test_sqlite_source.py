@@ -28,9 +28,17 @@ from support.sqlite_storm import filling, steps_in
 FILES = ("", "-wal", "-journal", "-shm")
 
 
-def opened(place: Path, tmp_path: Path, *, still: bool = True) -> Source:
+def opened(place: Path, tmp_path: Path) -> Source:
     ref = SourceRef(kind="sqlite", part="sqlite/app", path=place)
-    return sources.open_source(ref, sources.Setting(LocalRuntime(tmp_path), "r1", tmp_path, still=still))
+    return sources.open_source(ref, sources.Setting(LocalRuntime(tmp_path), "r1", tmp_path))
+
+
+def taken(place: Path, tmp_path: Path, **steps: Any) -> tuple[Part, MemorySink]:
+    source = opened(place, tmp_path)
+    try:
+        return capture(source, **steps)
+    finally:
+        source.close()
 
 
 def restorer(part: Part, place: Path, **options: Any) -> Restorer:
@@ -56,6 +64,17 @@ def fill(place: Path, *values: str) -> sqlite3.Connection:
     return database
 
 
+def crash(place: Path, value: str) -> None:
+    """Somebody who was killed has left ``-wal`` and ``-shm`` there, with what was committed last."""
+
+    def run(checkpoint: Callable[[str], None]) -> None:
+        fill(place, value)
+        checkpoint("filled")
+
+    assert killed_at(1, run)
+    assert Path(f"{place}-wal").stat().st_size
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """Where a database is to lie, under a name that tells nothing, among other things."""
@@ -71,8 +90,7 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def saved(place: Path, tmp_path: Path) -> tuple[Part, MemorySink]:
     with closing(fill(place, "old")):
-        part, sink = capture(opened(place, tmp_path))
-    return part, sink
+        return taken(place, tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["wal", "delete"])
@@ -85,7 +103,7 @@ def test_what_was_committed_at_the_instant(place: Path, tmp_path: Path, mode: st
             writer.hold()
             done.append(writer.committed)
 
-        part, sink = capture(opened(place, tmp_path), prepared=hold, anchored=writer.release)
+        part, sink = taken(place, tmp_path, prepared=hold, anchored=writer.release)
     assert (part.name, part.kind, part.details["sqlite"]) == ("sqlite/app", "sqlite", "state")
     restore(part, sink, place)
     assert done[0] <= steps_in(place) <= done[0] + 1
@@ -107,12 +125,13 @@ def others(place: Path) -> dict[bytes, Any]:
 def test_nothing_beside_it_is_captured_or_touched(saved: tuple[Part, MemorySink], place: Path) -> None:
     part, sink = saved
     assert part.fingerprint.tree is not None
-    assert {entry.path for entry, _ in sink.reader().tree("sqlite/app")} == {b"", b"state", b"state-wal"}
+    names = {entry.path for entry, _ in sink.reader().tree("sqlite/app")}
+    assert names == {b"", b"state", b"state-wal", b"state-shm"}
     (place.parent / "unrelated").write_text("newer")
     place.parent.chmod(0o711)
     before = others(place)
-    with closing(fill(place, "newer")):  # its -wal and -shm would spoil the old database
-        restore(part, sink, place)
+    crash(place, "newer")  # its -wal and -shm would spoil the old database
+    restore(part, sink, place)
     assert others(place) == before
     assert place.parent.stat().st_mode & 0o777 == 0o711
     assert rows(place) == [("old",)]
@@ -156,14 +175,16 @@ def test_what_is_no_database_is_said(place: Path, tmp_path: Path) -> None:
             opened(place, tmp_path)
     place.unlink()
     place.touch()
-    assert capture(opened(place, tmp_path))[0].kind == "sqlite"
+    assert taken(place, tmp_path)[0].kind == "sqlite"
 
 
 def test_a_part_that_holds_other_names_is_refused(tmp_path: Path, place: Path) -> None:
     with closing(fill(place, "old")):
         ref = SourceRef(kind="files", part="sqlite/app", path=place.parent)
         setting = sources.Setting(LocalRuntime(tmp_path), "r1", tmp_path)
-        part, sink = capture(sources.open_source(ref, setting))
+        source = sources.open_source(ref, setting)
+        part, sink = capture(source)
+        source.close()
     hostile = Part(part.name, "sqlite", part.files, fingerprint=part.fingerprint)
     with pytest.raises(errors.Hostile, match="also holds below, which is no part of it"):
         restorer(hostile, place).stage(sink.reader())
@@ -187,8 +208,7 @@ def test_by_name_in_the_settings(place: Path, tmp_path: Path, kind: str) -> None
         saved = told("backup")
     assert {part["name"] for part in saved["parts"]} == {"sqlite/app", "config"}
     before = others(place)
-    with closing(fill(place, "newer")):
-        pass
+    crash(place, "newer")
     told("restore", "latest", "--yes")
     assert rows(place) == [("old",)]
     for ending in FILES:
@@ -204,8 +224,7 @@ def test_by_name_in_the_settings(place: Path, tmp_path: Path, kind: str) -> None
 
 def by_hand(archive: Path, place: Path, tmp_path: Path) -> None:
     """As the archive's own page says."""
-    with closing(fill(place, "newer")):
-        pass
+    crash(place, "newer")
     with tarfile.open(archive) as file:
         file.extractall(tmp_path / "unpacked", filter="tar")
     (folder,) = (tmp_path / "unpacked").iterdir()

@@ -13,17 +13,11 @@ from typing import BinaryIO, Final
 
 from cosmos_coherence import errors
 from cosmos_coherence.drivers import reflink
-from cosmos_coherence.sources import tree_read
+from cosmos_coherence.sources import tree_clone, tree_read
 
 _MIB: Final = 1 << 20
 _IN_MEMORY: Final = 64 * _MIB
 """They are kept in memory up to here, then in a temporary file."""
-
-
-CLONED: Final = 4 * _MIB
-"""From this size on a clone, which has to wait for the disk, is sooner done than reading."""
-CLONES: Final = 256
-"""Each is an open file, and a process may have only so many."""
 
 
 class Held:
@@ -56,7 +50,7 @@ class Held:
             self._read(path, tree_read.OpenFile(file, path, root), runs)
 
     def _clone(self, path: bytes, file: int, root: Path, folder: int) -> bool:
-        if len(self._opened) >= CLONES or os.fstat(file).st_size < CLONED:
+        if len(self._opened) >= tree_clone.MOST or os.fstat(file).st_size < tree_clone.SIZE:
             return False
         try:
             self._opened.append(reflink.clone(file, folder))

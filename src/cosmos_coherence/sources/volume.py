@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -20,9 +19,9 @@ from cosmos_coherence.drivers import open_files, reflink
 from cosmos_coherence.drivers.folders import GONE, Folders, data_runs, from_stat, open_file, xattrs, xattrs_at
 from cosmos_coherence.model import Fingerprint, Gap, Part, SourceRef
 from cosmos_coherence.parts import Sink, TreeWriter
-from cosmos_coherence.sources import sqlite, sqlite_live, tree_print, tree_read, tree_scan
+from cosmos_coherence.sources import sqlite, sqlite_live, tree_clone, tree_print, tree_read, tree_scan
 from cosmos_coherence.sources.config_restore import ConfigRestorer
-from cosmos_coherence.sources.tree_held import CLONED, CLONES, Held
+from cosmos_coherence.sources.tree_held import Held
 from cosmos_coherence.sources.tree_restore import TreeRestorer
 from cosmos_coherence.sources.tree_scan import Scan
 from cosmos_coherence.sources.tree_watch import Watch, is_memory
@@ -83,6 +82,7 @@ class TreeSource:
         self._clones = False
         """A large file need not be read in the pause."""
         self._links: dict[bytes, bytes] = {}
+        self._flush = tree_clone.Flush(root)
         self._held: Held | None = None
         self._databases = sqlite.Databases()
         self._restless: list[bytes] = []
@@ -134,6 +134,9 @@ class TreeSource:
             self._copy_databases(self._tree)
         self._held = Held(self._spool, expected)
         self._suspect()
+        if self._clones and self._scan is not None:
+            hot = [f for f in tree_clone.large(self._scan) if f.path in self._suspects or self._is_unsure(f)]
+            self._flush = tree_clone.Flush(self._root, hot)
 
     def anchor(self) -> None:
         """Fix the tree as it is now: look at what may have changed, and read whatever is not surely as it was copied.
@@ -142,6 +145,7 @@ class TreeSource:
         """
         started_ns = time.time_ns()
         self._anchored_at = datetime.fromtimestamp(started_ns / 1e9, UTC).isoformat(timespec="microseconds")
+        self._flush.enough()
         changed = self._look_around(watch=False)
         self._suspects |= {found.path for found in changed}  # nothing tells of them again, should this fail
         assert self._held is not None
@@ -200,6 +204,7 @@ class TreeSource:
 
     def _forget_anchor(self) -> None:
         """What only the anchor read never reached the sink: it counts as not read."""
+        self._flush.close()
         if self._held is not None:
             for path in self._held.paths():
                 self._taken.pop(path, None)
@@ -283,7 +288,7 @@ class TreeSource:
         """One round of the pre-copy; returns what it cost, in bytes."""
         assert self._scan is not None
         cost = _FILE_COST * len(unsettled)
-        later = self._left_to_clone(unsettled)
+        later = tree_clone.left_to_clone(unsettled, self._added) if self._clones else set()
         files = {found.path: found for found in unsettled if found.kind == "file" and found.path not in later}
         for copied in tree.add_small(self._root, [path for path, found in files.items() if found.size <= _AT_ONCE]):
             path = copied.found.path
@@ -303,11 +308,6 @@ class TreeSource:
         # One that was not read, or was written while it was, may not be told of again.
         self._suspects = {found.path for found in unsettled if self._is_unsure(found)}
         return cost
-
-    def _left_to_clone(self, unsettled: list[Found]) -> set[bytes]:
-        """Those that were copied and have changed again: in the pause they cost next to nothing, however large."""
-        again = (found.path for found in unsettled if found.size >= CLONED and found.path in self._added)
-        return set(itertools.islice(again, CLONES if self._clones else 0))
 
     def _copy_databases(self, tree: TreeWriter) -> None:
         """Where nobody stands still: what is in use of them, by SQLite itself."""
