@@ -16,6 +16,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.cut import freezer
 from cosmos_coherence.cut.journal import HoldRecord, Journal
 from cosmos_coherence.cut.watchdog import Watchdog
+from cosmos_coherence.drivers import priority
 from cosmos_coherence.model import HoldTarget
 
 STEPS = ("journalled", "armed", "holding", "frozen", "anchored", "thawed", "released", "closed")
@@ -65,7 +66,7 @@ def take_cut(
     source has to be closed. A target that could not be released stays in the journal, for ``release_leftovers``.
     """
     # In a thread of its own: Ctrl-C strikes the main thread only, and so cannot tear a release in two.
-    with _Crew(anchors) as crew, ThreadPoolExecutor(1, thread_name_prefix="cut") as apart:
+    with _Crew(anchors) as crew, ThreadPoolExecutor(1, "cut", initializer=priority.come_first) as apart:
         return apart.submit(_take, tuple(targets), crew, journal, watchdog, run, max_pause_s, step).result()
 
 
@@ -193,6 +194,7 @@ class _Crew:
             thread.join(max(deadline - time.monotonic(), 0.0))
 
     def _run(self, name: str, act: Callable[[], None]) -> None:
+        priority.come_first()
         self._word.wait()
         if self._dismissed:
             return
