@@ -188,11 +188,17 @@ volumes: {{postgres-data: {{}}, redis-data: {{}}, files: {{}}}}
 
 
 @contextlib.contextmanager
-def docker_stack(stores: tuple[str, ...] = STORES, *, host: str = "") -> Iterator[CountingStack]:
-    """The same on a Docker engine, each service of writers in a container of its own; gone afterwards."""
+def docker_stack(
+    stores: tuple[str, ...] = STORES, *, host: str = "", kept: Path | None = None
+) -> Iterator[CountingStack]:
+    """The same on a Docker engine, each service of writers in a container of its own; gone afterwards.
+
+    ``kept``: it lies in this folder and stays, and a call that finds one there goes on with it.
+    """
     host = host or os.environ.get("COSMOS_TEST_DOCKER_HOST") or os.environ.get("DOCKER_HOST", "")
-    project = f"cosmos-test-coherence-{uuid.uuid4().hex[:8]}"
-    folder = Path(tempfile.mkdtemp(prefix="cosmos-coherence-", dir="/var/tmp"))
+    project = f"cosmos-test-coherence-{kept.name if kept else uuid.uuid4().hex[:8]}"
+    folder = kept or Path(tempfile.mkdtemp(prefix="cosmos-coherence-", dir="/var/tmp"))
+    is_there = (folder / "compose.yaml").exists()
     engine = {"DOCKER_HOST": host} if host else {}
 
     def docker(*argv: str, check: bool = True) -> None:
@@ -203,18 +209,20 @@ def docker_stack(stores: tuple[str, ...] = STORES, *, host: str = "") -> Iterato
 
     try:
         program = folder / "program/benchmarks/coherence"
-        program.mkdir(parents=True)
+        program.mkdir(parents=True, exist_ok=True)
         (program.parent / "__init__.py").touch()
         for name in ("__init__", "board", "record", "wire", "writer"):
             shutil.copy(Path(__file__).with_name(f"{name}.py"), program)
         (folder / "compose.yaml").write_text(_compose(project, stores))
         docker("compose", "up", "--detach", "--wait")
         runtime = DockerRuntime(project, directory=folder, docker_host=host)
-        yield _seeded(CountingStack(folder, runtime, stores, engine))
+        stack = CountingStack(folder, runtime, stores, engine)
+        yield stack if is_there else _seeded(stack)
     finally:
-        docker("compose", "-p", project, "down", "--volumes", "--timeout", "1", check=False)
-        docker("volume", "rm", f"{project}_cosmos-state", check=False)
-        shutil.rmtree(folder, ignore_errors=True)
+        if not kept:
+            docker("compose", "-p", project, "down", "--volumes", "--timeout", "1", check=False)
+            docker("volume", "rm", f"{project}_cosmos-state", check=False)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _compose(project: str, stores: Sequence[str]) -> str:

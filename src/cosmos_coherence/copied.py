@@ -56,6 +56,10 @@ class Copied(msgspec.Struct, frozen=True, array_like=True, gc=False):
             found.size if found.kind == "file" else 0, found.target, self.xattrs, found.device, self.data,
         )  # fmt: skip
 
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """The (offset, length) runs of data of a file."""
+        return ((0, self.found.size),) if self.data is None else self.data
+
     @classmethod
     def of(cls, entry: Entry, sha256: str = "") -> Copied:
         """What nobody has seen on a disk here."""

@@ -110,7 +110,7 @@ class Stack:
 
 
 # ------------------------------------------------------------------------------------------- what is captured
-SourceKind = Literal["postgres", "redis", "volume", "files", "config"]
+SourceKind = Literal["postgres", "redis", "volume", "files", "sqlite", "config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class SourceRef:
     volume: str = ""
     """Full name of the volume (volume), or of the volume its engine keeps its data in (postgres, redis)."""
     path: Path | None = None
-    """Folder on the host (files, config), or the volume's files."""
+    """Folder on the host (files, config), the database itself (sqlite), or the volume's files."""
     exclude: tuple[str, ...] = ()
     """Patterns, relative to the root, that are left out."""
 

@@ -18,7 +18,7 @@ from cosmos_coherence.model import Entry, Manifest, PartFile, TreePrint
 
 CONFIGS = "configs"
 """The tree of the configuration files."""
-TREES = ("volumes", "files")
+TREES = ("volumes", "files", "sqlite")
 """Where every other tree has its name."""
 
 

@@ -74,7 +74,7 @@ class StackSettings(_Table):
 class SourceSettings(_Table):
     """``[[source]]``: what discovery cannot know."""
 
-    kind: Literal["postgres", "redis", "volume", "files"]
+    kind: Literal["postgres", "redis", "volume", "files", "sqlite"]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     path: Path | None = None
     service: str = ""

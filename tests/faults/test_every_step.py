@@ -30,6 +30,7 @@ from support.embedded_stack import embedded_stack
 from support.fault_cases import STEPS, Case, Place, RuntimeKind, Verb, cases
 from support.fault_stage import Stage
 from support.fault_strikes import Surroundings
+from support.lasting import Results
 from support.marked_stack import marked_stack
 
 GROUPS: Sequence[tuple[Verb, Place]] = [
@@ -137,28 +138,32 @@ def test_a_sample_on_docker(on_docker: Stage, rng: random.Random, verb: Verb, pl
 
 # ------------------------------------------------------------------------------------------------ the whole matrix
 def campaign(runtime: RuntimeKind, rng: random.Random) -> None:
-    """All of it; a case that fails gets its words printed, and the rest go on with a new stage."""
+    """All of it that has not passed yet; a case that fails gets its words printed, and the rest go on with a new stage.
+
+    ``faults.ndjson`` of the results' folder keeps what was played, so a campaign that was ended goes on from there.
+    """
     run, impossible = cases(runtime)
     words = os.environ.get("COSMOS_FAULTS", "").split(",")
-    chosen = [case for case in run if all(word.strip() in str(case) for word in words)]
+    chosen = [str(case) for case in run if all(word.strip() in str(case) for word in words)]
+    results = Results("faults")
+    passed = {row["case"] for row in results.rows if row["passed"]}
+    left = [case for case in run if str(case) in chosen and str(case) not in passed]
+    rng.shuffle(left)  # one fault may hide behind another that came before it
     failed: list[Case] = []
-    left = rng.sample(chosen, len(chosen))  # one fault may hide behind another that came before it
-    began = time.monotonic()
-    while left:
+    while left and results.goes_on():
         with STAGES[runtime]() as stage:
-            while left:
-                case = left.pop()
+            while left and results.goes_on():
+                case, began = left.pop(), time.monotonic()
                 try:
                     stage.play(case, rng)
                 except Exception:  # noqa: BLE001 - told at the end, with all others
                     failed.append(case)
                     print(f"FAILED {case}\n{traceback.format_exc()}", flush=True)
+                results.add(case=str(case), passed=case not in failed, seconds=round(time.monotonic() - began, 1))
+                if case in failed:
                     break
-                print(f"passed {case}", flush=True)
-    print(
-        f"{runtime}: {len(chosen)} run, {len(chosen) - len(failed)} passed, {len(impossible)} declared impossible "
-        f"({time.monotonic() - began:.0f} s)"
-    )
+    passed = {row["case"] for row in results.rows if row["passed"]}.intersection(chosen)
+    print(f"{runtime}: {len(chosen)} run, {len(passed)} passed, {len(impossible)} declared impossible")
     assert not failed, "\n".join(map(str, failed))
 
 

@@ -135,13 +135,6 @@ def test_killed_at_any_moment(stack, archived, before, rng, verb, turn):
     at_any_moment(stack, archived, rng, verb, direct=turn == 0)
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_killed_at_a_hundred_moments(stack, archived, before, rng):
-    for turn in range(100):
-        at_any_moment(stack, archived, rng, ("backup", "restore")[turn % 2], direct=turn % 3 == 0)
-
-
 # ------------------------------------------------------------------------------------------ servers that give out
 def kill_service(stack, name):
     pid = int((stack.folder / "run" / f"{name}.pid").read_text().split()[0])

@@ -78,3 +78,33 @@ def test_a_damaged_sqlite_database_makes_a_backup_incomplete(project: Path, tmp_
     assert gap["why"].startswith("SQLite finds it damaged; it is kept as it is")
     told(project, "restore", saved["backup"], "--yes", status=0)
     assert (tmp_path / "srv" / "app.db").read_bytes() == b"SQLite format 3\0" + b"\7" * 9000
+
+
+@pytest.mark.parametrize(
+    ("place", "kept"), [("backups", "backups"), ("backups/below", "backups"), ("backups", "backups/below")]
+)
+def test_a_part_is_never_written_over_the_backups_themselves(
+    project: Path, tmp_path: Path, place: str, kept: str
+) -> None:
+    """Backups of old hold such parts: the agent saw the folder of its backups under another path."""
+    over = (project / place).resolve()
+    (project / "backups" / "below").mkdir(parents=True)
+    (over / "old").write_text("of then")
+    more = f'[[source]]\nkind = "files"\nname = "backups"\npath = "{over}"\n'
+    settings = (project / "cosmos.toml").read_text() + more
+    (project / "cosmos.toml").write_text(f'[backup]\ndirectory = "{tmp_path / "first"}"\n{settings}')
+    saved = told(project, "backup")
+    assert {part["name"] for part in saved["parts"]} == {"files/srv", "files/backups", "config"}
+    (project / "cosmos.toml").write_text(f'[backup]\ndirectory = "{kept}"\n{settings}')
+    archive = project / kept / Path(saved["path"]).name
+    archive.write_bytes(Path(saved["path"]).read_bytes())
+    (over / "old").write_text("of now")
+    (tmp_path / "srv" / "new").write_text("made later")
+
+    refused = told(project, "restore", str(archive), "--only", "files/backups", "--yes", status=7)
+    assert f"files/backups would be written over {over}, where the backups themselves lie" in str(refused["failure"])
+    done = told(project, "restore", str(archive), "--yes")
+    assert [note for note in done["notes"] if note.startswith("files/backups") and note.endswith("it is left out")]
+    assert {part["name"] for part in done["parts"]} == {"files/srv", "config"}
+    assert (over / "old").read_text() == "of now"
+    assert not (tmp_path / "srv" / "new").exists()

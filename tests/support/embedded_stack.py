@@ -14,7 +14,7 @@ from pathlib import Path
 from cosmos_coherence.drivers.embedded import DATABASE, lay_out_demo
 from cosmos_coherence.flow import demo_data, demo_proof, demo_writer
 from support.faulty import FaultyStack
-from support.small_disk import small_disk
+from support.small_disk import formatted_disk, small_disk
 from support.waiting import eventually
 
 WRITERS = 2
@@ -72,14 +72,19 @@ class EmbeddedStack(FaultyStack):
 
 
 @contextmanager
-def embedded_stack(*, writer: bool = True, rate: int = 200, disk: str = "") -> Iterator[EmbeddedStack]:
-    """``disk``: the size of a disk of its own, for it and its backups."""
+def embedded_stack(
+    *, writer: bool = True, rate: int = 200, disk: str = "", kind: str = "tmpfs"
+) -> Iterator[EmbeddedStack]:
+    """``disk``: the size of a disk of its own, for it and its backups; a ``kind`` that is no ``tmpfs`` has 1 GiB."""
     # not tmp_path: the servers run as another user, who has to be able to enter it
     parent = Path(tempfile.mkdtemp(prefix="cosmos-test-", dir="/var/tmp"))
     parent.chmod(0o711)
     runtime, mounted = None, ExitStack()
     try:
-        place = mounted.enter_context(small_disk(parent / "disk", disk)) if disk else parent
+        place = parent
+        if disk:
+            disk_of = small_disk(parent / "disk", disk) if kind == "tmpfs" else formatted_disk(parent / "disk", kind)
+            place = mounted.enter_context(disk_of)
         runtime = lay_out_demo(place / "stack", writers=WRITERS, rate=rate)
         servers = [s.name for s in runtime.stack().services if s.name != "writer"]
         runtime.start(servers)

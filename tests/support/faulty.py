@@ -61,7 +61,7 @@ class FaultyStack:
 
     def restore(self, archive: Path, step: events.Step = events.no_step, emit=events.silent, only=()) -> events.Report:
         with self.opened(archive) as reader:
-            plan = restore.plan_restore(self.runtime, reader.manifest, only=only)
+            plan = restore.plan_restore(self.runtime, reader.manifest, only=only, backups=(self.backups,))
             story = self._story("restore", step, emit)
             return restore.restore(self.runtime, self.settings, plan, reader, story, backups=self.backups)
 
@@ -99,17 +99,20 @@ class FaultyStack:
             said = run.communicate(timeout=120)
         assert run.returncode == -signal.SIGKILL, f"the planned fault at {step} never happened: {said}"
 
-    def killed_within(self, seconds: float, verb: str, archive: Path | None = None) -> bool:
-        """The verb in a process that is killed so long after it began. False when it had ended well by then."""
+    def killed_within(self, seconds: float, verb: str, archive: Path | None = None, *, after: str = "recover") -> bool:
+        """The verb in a process that is killed so long after it came to a step, by itself the first. False when it had
+        ended well by then."""
         with self._process(verb, archive) as run:
             assert run.stdout is not None
-            assert run.stdout.readline() == "recover\n", run.communicate()
+            while (said := run.stdout.readline()) != f"{after}\n":
+                assert said, run.communicate()
             try:
-                said = run.communicate(timeout=seconds)
+                run.wait(timeout=seconds)
             except subprocess.TimeoutExpired:
                 run.kill()
-                run.communicate()
+                run.wait()
                 return True
+            said = run.communicate()
         assert run.returncode == 0, said
         return False
 

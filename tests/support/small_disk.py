@@ -36,3 +36,24 @@ def fill(disk: Path, ballast: Path) -> None:
             file.write(bytes(_PIECE))
     room = os.statvfs(disk)
     assert room.f_bavail * room.f_frsize < _PIECE, "the disk is not full"
+
+
+@contextlib.contextmanager
+def formatted_disk(folder: Path, kind: str, size: int = 1 << 30) -> Iterator[Path]:
+    """Mount a new file system of this kind, from an image in memory, on ``folder``, which is made."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a disk")
+    folder.mkdir()
+    image = Path(f"/dev/shm/{folder.parent.name}-{folder.name}.img")
+    try:
+        with image.open("wb") as file:
+            file.truncate(size)
+        subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, folder], check=True)
+        try:
+            folder.chmod(0o711)
+            yield folder
+        finally:
+            subprocess.run(["umount", folder], check=True)
+    finally:
+        image.unlink(missing_ok=True)

@@ -26,6 +26,8 @@ def _lines(manifest: Manifest) -> Iterator[str]:
             yield from _postgres(part, manifest)
         elif part.kind == "redis":
             yield from _redis(part)
+        elif part.kind == "sqlite":
+            yield from _sqlite(part)
         elif part.kind in ("volume", "files"):
             yield from _tree(part, volumes.get(part.volume))
         else:
@@ -48,6 +50,8 @@ In what follows COMPOSE is `docker compose` in the project's folder, and command
 
     COMPOSE="docker compose --project-directory /path/to/the/project"
 """
+
+_UNPACK = "tar --delay-directory-restore --xattrs --xattrs-include='*' --numeric-owner -p -xzf"
 
 _CONFIGURATION = """
 == Configuration (configs/)
@@ -122,15 +126,25 @@ def _redis(part: Part) -> Iterator[str]:
         yield f"    $COMPOSE start {service}"
 
 
+def _sqlite(part: Part) -> Iterator[str]:
+    place = part.details.get("path", "/the/database")
+    old = " ".join(shlex.quote(place + ending) for ending in ("", "-wal", "-journal", "-shm"))
+    yield f"\n== SQLite database {place}\n"
+    yield "As root, with GNU tar; everything that uses it is stopped. What lies beside the old one must go with it:\n"
+    yield f"    rm -f {old}"
+    for file in part.files:
+        folder = shlex.quote(place.rpartition("/")[0] or ".")
+        yield f"    {_UNPACK} {shlex.quote(file.path)} --no-overwrite-dir -C {folder}"
+
+
 def _tree(part: Part, record: VolumeRecord | None) -> Iterator[str]:
-    unpack = "tar --delay-directory-restore --xattrs --xattrs-include='*' --numeric-owner -p -xzf"
     for file in part.files:
         path = shlex.quote(file.path)
         if part.kind == "files":
             target = shlex.quote(part.details.get("path", "/the/folder"))
             yield f"\n== Folder {part.details.get('path', part.name)}\n"
             yield "As root, with GNU tar, into an empty folder; everything that uses it is stopped:\n"
-            yield f"    {unpack} {path} -C {target}"
+            yield f"    {_UNPACK} {path} -C {target}"
             continue
         volume = shlex.quote(part.volume)
         create = ["docker", "volume", "create"]
@@ -143,4 +157,4 @@ def _tree(part: Part, record: VolumeRecord | None) -> Iterator[str]:
         yield f"    {shlex.join([*create, part.volume])}"
         yield f"    docker run --rm -v {volume}:/target debian:bookworm-slim find /target -mindepth 1 -delete"
         yield f'    docker run --rm -v {volume}:/target -v "$PWD:/backup:ro" debian:bookworm-slim \\'
-        yield f"        {unpack} /backup/{path} -C /target"
+        yield f"        {_UNPACK} /backup/{path} -C /target"

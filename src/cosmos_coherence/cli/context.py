@@ -68,7 +68,7 @@ def _alone(found: Settings) -> str:
 
     folder = found.stack.directory
     more = given.files or (folder / "stack.json").exists() or compose.files_of(folder)
-    if more or not found.source or any(source.kind != "files" for source in found.source):
+    if more or not found.source or any(source.kind not in ("files", "sqlite") for source in found.source):
         return ""
     if found.stack.project and found.stack.runtime == "docker":
         return ""  # a stack of the engine that is named, with folders beside it

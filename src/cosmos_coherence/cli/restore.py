@@ -9,7 +9,7 @@ import typer
 from cosmos_coherence import errors
 from cosmos_coherence.cli import beside, context, look, render
 from cosmos_coherence.flow import backup as backing
-from cosmos_coherence.flow import events, rebuild
+from cosmos_coherence.flow import events, rebuild, store
 from cosmos_coherence.flow import restore as flow
 
 
@@ -33,8 +33,9 @@ def restore(name: str, *, only: tuple[str, ...], dry_run: bool, yes: bool, as_js
             runtime = context.runtime(settings, files=rebuilt.compose_files, project=project)
         declared = [source.path.resolve() for source in settings.source if source.path]
         plan = flow.plan_restore(
-            runtime, reader.manifest, only=only, rebuilt=bool(rebuilt.compose_files), declared=declared
-        )
+            runtime, reader.manifest, only=only, backups=(backups, *store.local_folder(settings)),
+            rebuilt=bool(rebuilt.compose_files), declared=declared,
+        )  # fmt: skip
         if dry_run:
             _print_plan(plan, as_json=as_json)
             return 0
@@ -57,7 +58,7 @@ def _print_plan(plan: flow.RestorePlan, *, as_json: bool) -> None:
     typer.echo(f"  start     {', '.join(plan.start)}")
     if plan.safety:
         typer.echo(f"  save      {', '.join(plan.safety)}")
-    for warning in plan.warnings:
+    for warning in (*plan.left_out, *plan.warnings):
         typer.echo(f"  note      {warning}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +16,13 @@ from cosmos_coherence import errors
 from cosmos_coherence.cut import freezer
 from cosmos_coherence.cut.journal import HoldRecord, Journal
 from cosmos_coherence.cut.watchdog import Watchdog
+from cosmos_coherence.drivers import priority
 from cosmos_coherence.model import HoldTarget
 
 STEPS = ("journalled", "armed", "holding", "frozen", "anchored", "thawed", "released", "closed")
 """What ``step`` of ``take_cut`` is told, in this order; before ``holding`` nothing stands still."""
 
+_SWITCH_S = 0.0002
 _LATE_S = 5.0
 """How long an anchor that missed the budget is awaited, once the stack runs again, to tell how long it took."""
 
@@ -63,7 +66,7 @@ def take_cut(
     source has to be closed. A target that could not be released stays in the journal, for ``release_leftovers``.
     """
     # In a thread of its own: Ctrl-C strikes the main thread only, and so cannot tear a release in two.
-    with _Crew(anchors) as crew, ThreadPoolExecutor(1, thread_name_prefix="cut") as apart:
+    with _Crew(anchors) as crew, ThreadPoolExecutor(1, "cut", initializer=priority.come_first) as apart:
         return apart.submit(_take, tuple(targets), crew, journal, watchdog, run, max_pause_s, step).result()
 
 
@@ -112,7 +115,7 @@ def _take(
         raise
     began = time.perf_counter()
     deadline = time.monotonic() + max_pause_s
-    with _no_garbage_collection():
+    with _undisturbed():
         try:
             step("holding")
             freezer.freeze_all(targets, within_s=deadline - time.monotonic())
@@ -191,6 +194,7 @@ class _Crew:
             thread.join(max(deadline - time.monotonic(), 0.0))
 
     def _run(self, name: str, act: Callable[[], None]) -> None:
+        priority.come_first()
         self._word.wait()
         if self._dismissed:
             return
@@ -202,12 +206,15 @@ class _Crew:
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
+def _undisturbed() -> Iterator[None]:
+    """No garbage collection; and an anchor that has its answer need not wait long for one that computes."""
+    enabled, switching = gc.isenabled(), sys.getswitchinterval()
     gc.disable()
+    sys.setswitchinterval(_SWITCH_S)
     try:
         yield
     finally:
+        sys.setswitchinterval(switching)
         if enabled:
             gc.enable()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cosmos_coherence import errors
 from cosmos_coherence.discover import classify
-from cosmos_coherence.model import Gap, Mount, Service, SourceRef, Stack, Volume
+from cosmos_coherence.model import Gap, Mount, Service, SourceKind, SourceRef, Stack, Volume
 from cosmos_coherence.settings import SourceSettings
 
 STATE_VOLUME = "cosmos-state"
@@ -179,19 +179,29 @@ def _why_not(stack: Stack, mount: Mount, looks: Looks, *, backups: tuple[Path, .
     if path.is_socket() or path.is_char_device() or path.is_block_device() or path.is_fifo():
         return "not a folder", True
     resolved = path.resolve()
-    own = [_identity(folder) for folder in backups]
-    if any(_identity(folder) in own for folder in (resolved, *resolved.parents)):
+    if lies_in(resolved, backups):
         return "the backups themselves", True
     directory = stack.directory.resolve()
     if directory not in resolved.parents:
         return "outside the project's folder; label the service cosmos.include or cosmos.exclude", False
-    if any(_identity(resolved) == _identity(above) for folder in backups for above in folder.resolve().parents):
+    if holds(resolved, backups):
         return "holds the backups themselves", False
     if looks.tracked(resolved):
         return "tracked by git", True
     if not path.is_dir():
         return "a single file; put it below configs/ or label it cosmos.include", False
     return "", True
+
+
+def lies_in(path: Path, folders: Iterable[Path]) -> bool:
+    """Whether it is one of these folders or something below one, by whatever name."""
+    resolved, own = path.resolve(), [_identity(folder) for folder in folders]
+    return any(_identity(folder) in own for folder in (resolved, *resolved.parents))
+
+
+def holds(path: Path, folders: Iterable[Path]) -> bool:
+    """Whether one of these folders lies below it, by whatever name."""
+    return any(_identity(path) == _identity(above) for folder in folders for above in folder.resolve().parents)
 
 
 def _identity(folder: Path) -> object:
@@ -236,11 +246,12 @@ def _anonymous(stack: Stack, looks: Looks) -> Iterator[Gap]:
 def _configured(settings: tuple[SourceSettings, ...], found: list[SourceRef]) -> Iterator[SourceRef]:
     parts = {s.part for s in found}
     for source in settings:
-        if source.kind not in ("files", "volume"):
+        if source.kind not in ("files", "volume", "sqlite"):
             continue
         if source.path is None or not source.path.is_absolute():
             raise errors.ConfigurationError(f"source {source.name}: path has to be absolute")
-        part = f"files/{source.name}"
+        kind: SourceKind = "sqlite" if source.kind == "sqlite" else "files"
+        part = f"{kind}/{source.name}"
         if part in parts:
             raise errors.ConfigurationError(f"source {source.name}: there is already a part {part}")
-        yield SourceRef(kind="files", part=part, path=source.path, exclude=source.exclude)
+        yield SourceRef(kind=kind, part=part, path=source.path, exclude=source.exclude)

@@ -105,7 +105,7 @@ def mounts(service: Service, volume: str) -> bool:
 def _can_write(service: Service, ref: SourceRef) -> bool:
     if ref.kind == "volume":
         return mounts(service, ref.volume)
-    if ref.kind != "files" or ref.path is None:
+    if ref.kind not in ("files", "sqlite") or ref.path is None:
         return False
     folders = [Path(m.source) for m in service.mounts if m.kind == "bind" and m.writable]
     return any(ref.path.is_relative_to(folder) or folder.is_relative_to(ref.path) for folder in folders)

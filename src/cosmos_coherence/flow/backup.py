@@ -236,9 +236,9 @@ def _capture(opened: list[Source], writer: BackupWriter, settings: Settings, sto
 
 
 def _placed(part: Part, plan: BackupPlan) -> Part:
-    """A bind mount's part says where its files lie: below the project's folder, or at an absolute path."""
+    """A part of files or of a database says where they lie: below the project's folder, or at an absolute path."""
     ref = next(ref for ref in plan.parts if ref.part == part.name)
-    if ref.kind != "files" or ref.path is None:
+    if ref.kind not in ("files", "sqlite") or ref.path is None:
         return part
     root = plan.stack.directory.resolve()
     path = ref.path.resolve()

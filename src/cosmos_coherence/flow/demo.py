@@ -129,7 +129,7 @@ def _restore(runtime: LocalRuntime, settings: Settings, file: Path, folder: Path
         local.spool(backups, RESTORE_SPOOL) as spool,
         ArchiveReader.open_archive(file, spool) as reader,
     ):
-        plan = restore.plan_restore(runtime, reader.manifest)
+        plan = restore.plan_restore(runtime, reader.manifest, backups=(backups,))
         # the writer stays down until what was restored has been compared
         plan = dataclasses.replace(plan, start=tuple(name for name in plan.start if name != "writer"))
         story = events.Story(verb="restore", run=backup.new_run(), project="cosmos-demo", emit=emit)

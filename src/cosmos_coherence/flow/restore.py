@@ -14,7 +14,7 @@ from pathlib import Path
 from cosmos_coherence import errors, sources
 from cosmos_coherence.cut.journal import Journal, RestoreRecord
 from cosmos_coherence.cut.lock import run_lock
-from cosmos_coherence.discover.coverage import STATE_VOLUME
+from cosmos_coherence.discover.coverage import STATE_VOLUME, holds, lies_in
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow import backup as backing
 from cosmos_coherence.flow import recover, remember
@@ -56,12 +56,16 @@ class RestorePlan:
     safety: tuple[str, ...] = ()
     """Parts of the live stack that are saved first."""
     warnings: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Parts that are not restored, each with the reason."""
     overwrite_config: bool = False
     """Configuration files that differ are replaced too, because they were asked for by name."""
     only: tuple[str, ...] = ()
     """The parts that were asked for; all when empty."""
     rebuilt: bool = False
     """The stack was just made from the backup's own files."""
+    backups: tuple[Path, ...] = ()
+    """Folders in which backups lie: nothing is written over them."""
     declared: tuple[Path, ...] = ()
     """Folders that the settings name as sources: files may go there though the stack does not mount them."""
 
@@ -76,16 +80,21 @@ def plan_restore(
     manifest: Manifest,
     *,
     only: Sequence[str] = (),
+    backups: Sequence[Path],
     rebuilt: bool = False,
     declared: Sequence[Path] = (),
 ) -> RestorePlan:
-    """Compare the backup with the stack as it is. ``only``, ``rebuilt`` and ``declared`` are told by the plan.
+    """Compare the backup with the stack as it is. The other arguments are told by the plan.
 
-    Raises ``NotFound`` for a part that the backup does not hold, ``Refused`` when a container outside the stack uses
-    what would be replaced.
+    A part that would be written over ``backups`` is left out. Raises ``NotFound`` for a part that the backup does not
+    hold, ``Refused`` when such a part was asked for, or a container outside the stack uses what would be replaced.
     """
     stack = runtime.stack()
-    parts = _chosen(manifest, only)
+    wanted = _chosen(manifest, only)
+    over = _over_backups(wanted, stack, tuple(declared), tuple(backups))
+    if only and over:
+        raise errors.Refused(f"{'; '.join(over.values())}", remedy="Write it elsewhere with `cosmos restore --to DIR`.")
+    parts = tuple(part for part in wanted if part.name not in over)
     known = {v.name: v for v in stack.volumes}
     lost = tuple(
         record
@@ -127,9 +136,11 @@ def plan_restore(
         start=tuple(sorted(start)),
         safety=safety,
         warnings=_warnings(manifest, stack, parts),
+        left_out=tuple(f"{why}; it is left out" for why in over.values()),
         overwrite_config=overwrite_config,
         only=tuple(only),
         rebuilt=rebuilt,
+        backups=tuple(backups),
         declared=allowed,
     )
 
@@ -158,7 +169,7 @@ def _step(part: Part, stack: Stack, lost: set[str], declared: tuple[Path, ...], 
         return Step(part, "keep", "files that are missing are written, others stay as they are")
     if part.volume in lost:
         return Step(part, "create", f"volume {part.volume}")
-    if part.kind == "files" and not _files_root(part, stack, declared).exists():
+    if part.kind in ("files", "sqlite") and not _files_root(part, stack, declared).exists():
         return Step(part, "create", str(_files_root(part, stack, declared)))
     service = stack.service(part.service) if part.service else None
     if part.service and service is None:
@@ -170,8 +181,8 @@ def _step(part: Part, stack: Stack, lost: set[str], declared: tuple[Path, ...], 
 
 
 def _files_root(part: Part, stack: Stack, declared: tuple[Path, ...]) -> Path:
-    """Where a part of files goes: below the project's folder, or to a path that the live stack mounts or the settings
-    declare.
+    """Where a part of files or a database goes: below the project's folder, or to a path that the live stack mounts or
+    the settings declare.
 
     The path comes from the archive, so nothing else is believed: ``Hostile`` for any other.
     """
@@ -185,6 +196,23 @@ def _files_root(part: Part, stack: Stack, declared: tuple[Path, ...]) -> Path:
             remedy="Name it as a `[[source]]` in cosmos.toml, or write it elsewhere with `cosmos restore --to DIR`.",
         )
     return stack.directory / path
+
+
+def _over_backups(
+    parts: tuple[Part, ...], stack: Stack, declared: tuple[Path, ...], backups: tuple[Path, ...]
+) -> dict[str, str]:
+    """The parts that would be written over the folder of the backups, each with the sentence.
+
+    No backup made now holds one; older ones do, made by an agent that saw its own folder under another path.
+    """
+    found = {}
+    for part in parts:
+        if part.kind == "config":
+            continue
+        for root in map(Path, _roots((part,), stack, declared).values()):
+            if lies_in(root, backups) or holds(root, backups):
+                found[part.name] = f"{part.name} would be written over {root}, where the backups themselves lie"
+    return found
 
 
 def _warnings(manifest: Manifest, stack: Stack, parts: tuple[Part, ...]) -> tuple[str, ...]:
@@ -215,8 +243,9 @@ def restore(
             if recover.healed(runtime, state, story, backups=backups):
                 # what was planned was half restored or stood still
                 plan = plan_restore(
-                    runtime, plan.manifest, only=plan.only, rebuilt=plan.rebuilt, declared=plan.declared
-                )
+                    runtime, plan.manifest, only=plan.only, backups=plan.backups, rebuilt=plan.rebuilt,
+                    declared=plan.declared,
+                )  # fmt: skip
             report = _restore(runtime, settings, plan, reader, story, Journal(state), backups=backups)
     except errors.CosmosError as error:
         report = story.failed(error, backup=plan.manifest.id)
@@ -250,6 +279,8 @@ def _restore(
     )
     undo = Undo(runtime, journal.open(record))
     with undone_on_failure(undo, story):
+        for sentence in plan.left_out:
+            story.note(sentence)
         story.begin("create")
         kept = _create(runtime, plan, undo, story)
         live = tuple(step.part.name for step in plan.steps if step.part.service not in kept)
@@ -356,8 +387,9 @@ def _roots(parts: tuple[Part, ...], stack: Stack, declared: tuple[Path, ...]) ->
     for part in parts:
         if part.kind == "config":
             found[part.name] = stack.directory
-        elif part.kind == "files":
-            found[part.name] = _files_root(part, stack, declared)
+        elif part.kind in ("files", "sqlite"):
+            place = _files_root(part, stack, declared)
+            found[part.name] = place.parent if part.kind == "sqlite" else place
         elif (volume := stack.volume(part.volume) if part.volume else None) is not None:
             found[part.name] = volume.path
     return {name: str(path) for name, path in found.items() if path is not None}

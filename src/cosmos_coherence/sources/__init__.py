@@ -11,6 +11,7 @@ import msgspec
 from cosmos_coherence import errors
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.model import Part, SourceRef
+from cosmos_coherence.sources import sqlite
 from cosmos_coherence.sources.base import Restorer, Source
 from cosmos_coherence.sources.config import ConfigSource
 from cosmos_coherence.sources.postgres import PostgresSource
@@ -46,12 +47,17 @@ def open_source(ref: SourceRef, setting: Setting) -> Source:
             return RedisSource(ref, setting.runtime, setting.run, primary=primary)
         case "volume" | "files":
             return TreeSource(ref, _reachable(ref.path, ref.part), spool=setting.spool, still=setting.still)
+        case "sqlite":
+            place = _reachable(ref.path, ref.part)
+            sqlite.require_database(place)
+            only = sqlite.files_of(place)
+            return TreeSource(ref, place.parent, spool=setting.spool, still=setting.still, only=only)
         case "config":
             return ConfigSource(ref, _reachable(ref.path, ref.part), setting.configuration)
 
 
 def open_restorer(part: Part, root: Path | None, runtime: Runtime, run: str, *, overwrite: bool = False) -> Restorer:
-    """The way back for this part; ``root`` is the folder it goes to (volume, files, config, redis).
+    """The way back for this part; ``root`` is the folder it goes to (all but postgres).
     ``overwrite``: configuration files that differ are replaced too.
     """
     match part.kind:
@@ -61,6 +67,9 @@ def open_restorer(part: Part, root: Path | None, runtime: Runtime, run: str, *, 
             return RedisRestorer(part, runtime, part.service, _reachable(root, part.name), run)
         case "volume" | "files":
             return TreeRestorer(part, tree_name(part), _reachable(root, part.name), run)
+        case "sqlite":
+            only = sqlite.files_of(Path(part.details.get("path", "")))
+            return TreeRestorer(part, tree_name(part), _reachable(root, part.name), run, only=only)
         case "config":
             return ConfigRestorer(part, _reachable(root, part.name), run, overwrite=overwrite)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 from urllib.parse import quote
 
+from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers.folders import Folders, from_stat, open_file
 from cosmos_coherence.model import Gap
@@ -42,6 +43,8 @@ _ROOM: Final = 64 * _MIB
 """The copy leaves this much free."""
 _LIMIT_S: Final = 300.0
 _NAMED: Final = 100
+_FEW: Final = 8
+"""So few names are looked into whatever they are."""
 
 
 @dataclass(slots=True)
@@ -106,11 +109,37 @@ class Databases:
         return True
 
 
+def files_of(place: Path) -> frozenset[bytes]:
+    """The names, in its folder, of all that a database at ``place`` consists of."""
+    name = os.fsencode(place.name)
+    return frozenset({name, *(name + each for each in BESIDE)})
+
+
+def require_database(place: Path) -> None:
+    """Raise ``CaptureFailed`` when no database lies there. An empty file is one that nobody has written to yet."""
+    why = ""
+    try:
+        with Folders(place.parent) as folders:
+            opened = open_file(folders, os.fsencode(place.name))
+            if opened is None:
+                why = "it is no file" if os.path.lexists(place) else "it is not there"
+            else:
+                os.close(opened[0])
+                if opened[1].st_size and head(folders, os.fsencode(place.name))[: len(_HEADER)] != _HEADER:
+                    why = "it does not begin like one"
+    except OSError as error:
+        why = error.strerror or "it cannot be read"
+    if why:
+        raise errors.CaptureFailed(
+            f"{place} is no SQLite database: {why}", remedy="Name the file itself as `path` of its `[[source]]`."
+        )
+
+
 def databases(folders: Folders, names: Mapping[bytes, Found], held: Held | None = None) -> Iterator[Found]:
-    """The databases among these files. Opened is only what its name makes one likely: by its ending, or what lies
-    beside. What cannot be read is none."""
-    named = [path for path in names if path.endswith(_LIKELY)]
-    likely = {path.rpartition(b"-")[0] if path.endswith(BESIDE) else path for path in named}
+    """The databases among these files. Of many opened is only what its name makes one likely: by its ending, or what
+    lies beside. What cannot be read is none."""
+    named = names if len(names) <= _FEW else [path for path in names if path.endswith(_LIKELY)]
+    likely = {*named, *(path.rpartition(b"-")[0] for path in named if path.endswith(BESIDE))}
     for path in sorted(likely):
         found = names.get(path)
         if found is None or found.kind != "file" or found.size < len(_HEADER):

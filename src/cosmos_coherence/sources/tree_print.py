@@ -73,9 +73,12 @@ def print_of_tree(root: Path) -> TreePrint:
     return tree_print(hashed_tree(root))
 
 
-def hashed_tree(root: Path) -> Iterator[Hashed]:
-    """Every entry on the disk with its hash, in byte order of the paths, the root first. Raises ``CaptureFailed``."""
-    scan = tree_scan.walk(root)
+def hashed_tree(root: Path, only: frozenset[bytes] = frozenset()) -> Iterator[Hashed]:
+    """Every entry on the disk with its hash, in byte order of the paths, the root first. Raises ``CaptureFailed``.
+
+    Of what the root holds ``only`` these names, when there are any.
+    """
+    scan = tree_scan.walk(root, only=only)
     links = scan.links()
     with Folders(root) as folders:
         for path, found in sorted(scan.names.items()):
@@ -100,15 +103,18 @@ def hashed(folders: Folders, found: Found, root: Path) -> Hashed:
         raise tree_scan.unreadable(found.path, root, error) from error
 
 
-def differences(expected: Mapping[bytes, str], root: Path, *, at_most: int = 20) -> tuple[str, ...]:
+def differences(
+    expected: Mapping[bytes, str], root: Path, only: frozenset[bytes] = frozenset(), *, at_most: int = 20
+) -> tuple[str, ...]:
     """What on the disk is not as expected, for a sentence: the first names that are missing, too many or different.
 
-    ``expected`` maps each path to the SHA-256 of its ``line``. Raises ``CaptureFailed``.
+    ``expected`` maps each path to the SHA-256 of its ``line``. With ``only`` nothing else counts, not even the root.
+    Raises ``CaptureFailed``.
     """
-    found = {entry.path: line_digest(entry, sha256) for entry, sha256 in hashed_tree(root)}
+    found = {entry.path: line_digest(entry, sha256) for entry, sha256 in hashed_tree(root, only)}
     wrong: list[str] = []
     for path in sorted(expected.keys() | found.keys()):
-        if expected.get(path) != found.get(path):
+        if expected.get(path) != found.get(path) and (path or not only):
             word = "missing" if path not in found else "too many" if path not in expected else "different"
             wrong.append(f"{tree_scan.show(path)} ({word})")
             if len(wrong) == at_most:

@@ -49,7 +49,8 @@ class TreeRestorer:
 
     ``tree`` is its name in the reader, ``run`` names the run. All state lies in ``root/.cosmos-restore-<run>``, so that
     a restorer made with the same arguments goes on after a crash. A missing root is made (and removed by ``undo``) for
-    a part of kind ``files``; a volume has to be created first. ``checkpoint`` is told each step after it was taken.
+    a part of kind ``files``; a volume has to be created first. ``only``: of what the root holds nothing but these names
+    is touched, not even the root itself. ``checkpoint`` is told each step after it was taken.
     """
 
     stops = False
@@ -62,9 +63,11 @@ class TreeRestorer:
         run: str,
         *,
         devices: bool = False,
+        only: frozenset[bytes] = frozenset(),
         checkpoint: Callable[[str], None] = lambda step: None,
     ) -> None:
         self._part, self._tree, self._root, self._devices = part, tree, root, devices
+        self._only = only
         self._staging = Staging(root, run)
         self._lines = self._staging.path / "lines"
         self._checkpoint = checkpoint
@@ -92,7 +95,7 @@ class TreeRestorer:
         journal = self._staging.load(_Journal) or _Journal("staging", created=self._create_root())
         if journal.phase not in ("staging", "staged"):
             raise errors.RestoreFailed(f"a restore of {self._root} is under way", remedy="Run `cosmos recover`.")
-        staging.refuse_mounts(self._root)
+        self._refuse_mounts()
         self._staging.remove()
         self._staging.create()
         journal = _Journal("staging", journal.created)
@@ -105,6 +108,8 @@ class TreeRestorer:
         )
         if written.given != expected:
             raise errors.NotEqual(f"{self._part.name} is not what its fingerprint says: {_contrast(expected, written)}")
+        if self._only and (others := written.lines.keys() - self._only - {b""}):
+            raise errors.Hostile(f"{self._part.name} also holds {tree_scan.show(min(others))}, which is no part of it")
         with staging.translated(self._lines), self._lines.open("wb") as file:
             file.write(msgspec.json.encode(list(written.lines.items())))
         self._save(replace(journal, phase="staged", made=written.made, root=written.root, unset=written.unset))
@@ -114,15 +119,14 @@ class TreeRestorer:
         with staging.translated(self._root):
             journal = self._staging.load(_Journal)
             if journal is not None and journal.phase == "staged":
-                staging.refuse_mounts(self._root)
+                self._refuse_mounts()
                 journal = self._save(replace(journal, phase="out", before=metadata(self._root)))
             if journal is not None and journal.phase == "out":
                 self._move_all(self._root, self._staging.old)
                 journal = self._save(replace(journal, phase="in"))
             if journal is not None and journal.phase == "in":
                 self._move_all(self._staging.new, self._root)
-                dress(self._root, journal.root)
-                self._checkpoint("root")
+                self._dress(journal.root)
                 journal = self._save(replace(journal, phase="swapped"))
         if journal is None or journal.phase != "swapped":
             raise errors.RestoreFailed(f"nothing is staged for {self._root}")
@@ -131,12 +135,15 @@ class TreeRestorer:
         """Read everything from the disk and compare. Raises ``NotEqual`` naming what differs, or ``CaptureFailed``."""
         journal = self._staging.load(_Journal)
         expected = journal.made if journal is not None and journal.made is not None else self._part.fingerprint.tree
-        if tree_print.print_of_tree(self._root) == expected:
+        if not self._only and tree_print.print_of_tree(self._root) == expected:
             return
         names = ""
         if self._lines.exists():
             lines = dict(msgspec.json.decode(self._lines.read_bytes(), type=list[tuple[bytes, str]]))
-            names = ": " + ", ".join(tree_print.differences(lines, self._root))
+            different = tree_print.differences(lines, self._root, self._only)
+            if self._only and not different:
+                return
+            names = ": " + ", ".join(different)
         raise errors.NotEqual(f"{self._part.name} in {self._root} is not what was backed up{names}")
 
     def undo(self) -> None:
@@ -153,8 +160,7 @@ class TreeRestorer:
             if journal is not None and journal.phase in ("out", "back"):
                 journal = self._save(replace(journal, phase="back"))
                 self._move_all(self._staging.old, self._root)
-                dress(self._root, journal.before)
-                self._checkpoint("root")
+                self._dress(journal.before)
                 journal = self._save(replace(journal, phase="undone"))
             self._staging.remove()
             self._checkpoint("removed")
@@ -183,7 +189,7 @@ class TreeRestorer:
     def _create_root(self) -> tuple[bytes, ...]:
         if self._root.is_dir():
             return ()
-        if self._part.kind != "files":
+        if self._part.kind == "volume":
             raise errors.NotFound(f"the folder {self._root} of {self._part.name} does not exist")
         missing = [self._root, *(folder for folder in self._root.parents if not folder.exists())]
         with staging.translated(self._root):
@@ -192,22 +198,33 @@ class TreeRestorer:
 
     def _move_all(self, source: Path, target: Path) -> None:
         with staging.unnoticed(self._root), staging.opened(source) as here, staging.opened(target) as there:
-            for name in staging.names(here):
-                if not name.startswith(_OWN):
-                    staging.move(name, here, there)
-                    self._checkpoint(f"moved {name!r}")
+            for name in self._ours(staging.names(here)):
+                staging.move(name, here, there)
+                self._checkpoint(f"moved {name!r}")
             # The next phase reads the names by the journal alone, so they are on the disk before it is.
             os.fsync(there)
             os.fsync(here)
 
     def _clear_root(self) -> None:
-        staging.refuse_mounts(self._root)
+        self._refuse_mounts()
         with staging.unnoticed(self._root), staging.opened(self._root) as folder:
-            for name in staging.names(folder):
-                if not name.startswith(_OWN):
-                    staging.remove_tree(folder, name)
-                    self._checkpoint(f"removed {name!r}")
+            for name in self._ours(staging.names(folder)):
+                staging.remove_tree(folder, name)
+                self._checkpoint(f"removed {name!r}")
             os.fsync(folder)
+
+    def _ours(self, names: list[str]) -> list[str]:
+        mine = [name for name in names if not name.startswith(_OWN)]
+        return [name for name in mine if os.fsencode(name) in self._only] if self._only else mine
+
+    def _refuse_mounts(self) -> None:
+        if not self._only:
+            staging.refuse_mounts(self._root)
+
+    def _dress(self, entry: Entry | None) -> None:
+        if not self._only:
+            dress(self._root, entry)
+        self._checkpoint("root")
 
 
 def metadata(root: Path) -> Entry:

@@ -51,6 +51,8 @@ class Scan:
     """Names that a pattern left out, the topmost only."""
     linked: set[bytes] = field(default_factory=set)
     """Files that have further names, here or elsewhere."""
+    only: frozenset[bytes] = frozenset()
+    """Of what the root holds only these names count; all when empty."""
     known: Mapping[bytes, Copied] = field(default_factory=dict)
     """Names that look as they do here are these very records: a tree need not be in memory twice."""
 
@@ -73,14 +75,15 @@ def walk(
     exclude: Iterable[str] = (),
     entered: Entered = lambda folder, path: None,
     known: Mapping[bytes, Copied] | None = None,
+    only: frozenset[bytes] = frozenset(),
 ) -> Scan:
     """Look at every name below ``root`` (and the root itself).
 
     A pattern of ``exclude`` (as in ``fnmatch``, ``*`` also matches ``/``) is held against each relative path; a folder
-    that matches is left out with all below it. What disappears meanwhile is left out quietly. Raises ``CaptureFailed``
-    naming what cannot be read.
+    that matches is left out with all below it. ``only`` and ``known`` are as in ``Scan``. What disappears meanwhile is
+    left out quietly. Raises ``CaptureFailed`` naming what cannot be read.
     """
-    scan = Scan(root, _matcher(exclude), known=known or {})
+    scan = Scan(root, _matcher(exclude), known=known or {}, only=only)
     _Look(scan, entered).at_all()
     return scan
 
@@ -101,13 +104,13 @@ def looks_like_database(root: Path) -> str:
     return ""
 
 
-def refuse_live_postgres(root: Path, scan: Scan) -> None:
-    """Raise ``Unsupported`` when a PostgreSQL server may be running on a folder of the tree."""
+def refuse_live_postgres(scan: Scan) -> None:
+    """Raise ``Unsupported`` when what was found holds the data of a PostgreSQL server that may be running."""
     for path in scan.names:
         folder, _, name = path.rpartition(b"postmaster.pid")
         if not name and folder + b"PG_VERSION" in scan.names and folder + b"global/pg_control" in scan.names:
             raise errors.Unsupported(
-                f"{root / os.fsdecode(folder)} is the data directory of a PostgreSQL server that may be running",
+                f"{scan.root / os.fsdecode(folder)} is the data directory of a PostgreSQL server that may be running",
                 remedy="Declare the server as a source of kind `postgres`, or leave the folder out with "
                 "`cosmos.exclude`; a copy of these files would be worthless.",
             )
@@ -230,6 +233,8 @@ class _Look:
     def _hidden(self, folders: Folders, path: bytes) -> bool:
         """It is ours, or left out by a pattern; what is below such a folder nobody would have watched."""
         scan = self._scan
+        if path and scan.only and path.partition(b"/")[0] not in scan.only:
+            return True
         if scan.left_out is None or not path or not scan.left_out(path):
             return path.startswith(WORK_PREFIX)
         if self._status(folders, path)[1]:
@@ -285,6 +290,8 @@ class _Look:
             for item in listing:
                 name = item.name.encode(_ENCODING, "surrogateescape")
                 below = prefix + name
+                if scan.only and not prefix and name not in scan.only:
+                    continue
                 if scan.left_out is not None and scan.left_out(below):
                     scan.excluded.add(below)
                     continue

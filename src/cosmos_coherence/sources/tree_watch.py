@@ -11,6 +11,7 @@ gone again. The next backup, which begins with a walk, sees it.
 from __future__ import annotations
 
 import os
+import threading
 from typing import Final, NamedTuple
 
 import inotify_simple
@@ -19,6 +20,7 @@ from inotify_simple import flags
 from cosmos_coherence.drivers import disk
 from cosmos_coherence.drivers.folders import link_place
 
+_FOLLOW_S: Final = 0.01
 _MASK: Final = int(
     flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE | flags.OPEN | flags.CREATE | flags.DELETE | flags.MOVED_FROM
     | flags.MOVED_TO | flags.ONLYDIR
@@ -44,6 +46,9 @@ class Watch:
         """``root`` is the open root."""
         self._notify = inotify_simple.INotify(nonblocking=True) if disk.is_local(root) else None
         self._folders: dict[int, bytes] = {}
+        self._found = Changes(set(), set(), set())
+        self._enough = threading.Event()
+        self._follower: threading.Thread | None = None
 
     def entered(self, folder: int, path: bytes) -> None:
         """From now on what changes in this open folder is noticed, under this path."""
@@ -51,18 +56,54 @@ class Watch:
             try:
                 self._folders[self._notify.add_watch(link_place(folder, b"."), _MASK)] = path
             except OSError:  # more folders than may be watched
-                self.close()
+                self._give_up()
+
+    def follow(self) -> None:
+        """From now on read what the kernel tells as it comes, so that little is left to read when ``changes`` is asked
+        in the pause."""
+        if self._notify is not None and self._follower is None:
+            self._enough.clear()
+            self._follower = threading.Thread(target=self._follow, name="watch", daemon=True)
+            self._follower.start()
 
     def changes(self) -> Changes | None:
         """What has changed since it was last asked; None when that is not known any more."""
-        if self._notify is None:
+        self._stop_following()
+        if not self._read():
             return None
-        found = Changes(set(), set(), set())
+        found, self._found = self._found, Changes(set(), set(), set())
+        return found
+
+    def close(self) -> None:
+        """Nothing is noticed any more. May be called again."""
+        self._stop_following()
+        self._give_up()
+
+    def _follow(self) -> None:
+        while not self._enough.wait(_FOLLOW_S) and self._read():
+            pass
+
+    def _stop_following(self) -> None:
+        if self._follower is not None:
+            self._enough.set()
+            self._follower.join()
+        self._follower = None
+
+    def _give_up(self) -> None:
+        if self._notify is not None:
+            self._notify.close()
+        self._notify = None
+
+    def _read(self) -> bool:
+        """Note what has been told so far; False when something was lost."""
+        if self._notify is None:
+            return False
+        found = self._found
         while events := self._notify.read(timeout=0):
             for event in events:
                 if event.mask & _LOST:
-                    self.close()
-                    return None
+                    self._give_up()
+                    return False
                 above = self._folders.get(event.wd)
                 if above is None:
                     continue
@@ -81,10 +122,4 @@ class Watch:
                 (found.folders if is_folder and renewed else found.names).add(path)
                 if renewed:  # which gives the folder another time without a word
                     found.names.add(above)
-        return found
-
-    def close(self) -> None:
-        """Nothing is noticed any more. May be called again."""
-        if self._notify is not None:
-            self._notify.close()
-        self._notify = None
+        return True

@@ -15,11 +15,11 @@ from msgspec import structs
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied, Found
-from cosmos_coherence.drivers import disk, open_files
-from cosmos_coherence.drivers.folders import GONE, Folders, Runs, data_runs, from_stat, open_file, xattrs, xattrs_at
+from cosmos_coherence.drivers import disk, open_files, reflink
+from cosmos_coherence.drivers.folders import GONE, Folders, data_runs, from_stat, open_file, xattrs, xattrs_at
 from cosmos_coherence.model import Fingerprint, Gap, Part, SourceRef
 from cosmos_coherence.parts import Sink, TreeWriter
-from cosmos_coherence.sources import sqlite, sqlite_live, tree_print, tree_read, tree_scan
+from cosmos_coherence.sources import sqlite, sqlite_live, tree_clone, tree_print, tree_read, tree_scan
 from cosmos_coherence.sources.config_restore import ConfigRestorer
 from cosmos_coherence.sources.tree_held import Held
 from cosmos_coherence.sources.tree_restore import TreeRestorer
@@ -47,16 +47,17 @@ class TreeSource:
     below ``spool`` when it is much.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what one tree needs
         self, ref: SourceRef, root: Path, *, spool: Path, settle_bytes: int = 8 * _MIB, rounds: int = 5,
-        many: int = _MANY, still: bool = True, idle: bool = False,
+        many: int = _MANY, still: bool = True, idle: bool = False, only: frozenset[bytes] = frozenset(),
     ) -> None:  # fmt: skip
         """Where there are ``many`` names, what has changed is not found by walking again but told by the kernel.
 
         ``still``: writers stand still at the anchor. Otherwise SQLite copies its databases, each whole for itself.
-        ``idle``: no database server works on it, whatever its files look like.
+        ``idle``: no database server works on it, whatever its files look like. ``only``: these names of the root and no
+        others, where there are any.
         """
-        self._ref, self._root, self._spool = ref, root, spool
+        self._ref, self._root, self._spool, self._only = ref, root, spool, only
         self._settle_bytes, self._rounds, self._many, self._still = settle_bytes, rounds, many, still
         self._idle = idle
         self._tree: TreeWriter | None = None
@@ -80,7 +81,10 @@ class TreeSource:
         """Folders with all below them, likewise."""
         self._timeless = False
         """No time tells whether a file was written: it is so when it was told, or when somebody may write unseen."""
+        self._clones = False
+        """A large file need not be read in the pause."""
         self._links: dict[bytes, bytes] = {}
+        self._flush = tree_clone.Flush(root)
         self._held: Held | None = None
         self._databases = sqlite.Databases()
         self._restless: list[bytes] = []
@@ -114,9 +118,10 @@ class TreeSource:
         if self._tree is None:
             self._tree = sink.tree(f"volumes/{self._ref.volume}" if self._ref.kind == "volume" else self._ref.part)
             with self._reading(b""), Folders(self._root) as folders:
-                self._timeless = disk.is_memory(folders.root)
+                self._timeless, self._clones = disk.is_memory(folders.root), reflink.is_offered(folders.root)
             if not self._timeless:
                 self._taken = {known.found.path: known for known in self._tree.known()}
+        expected = 0
         for _ in range(self._rounds):
             started_ns = time.time_ns()
             with self._reading(b""), Folders(self._root) as folders:
@@ -124,12 +129,17 @@ class TreeSource:
             changed = self._look_around(watch=True)
             assert self._scan is not None
             if not self._idle:
-                tree_scan.refuse_live_postgres(self._root, self._scan)
-            if self._copy(changed, started_ns, self._tree) < self._settle_bytes:
+                tree_scan.refuse_live_postgres(self._scan)
+            expected = self._copy(changed, started_ns, self._tree)
+            if expected < self._settle_bytes:
                 break
         if not self._still:
             self._copy_databases(self._tree)
+        self._held = Held(self._spool, expected)
         self._suspect()
+        if self._clones and self._scan is not None:
+            hot = [f for f in tree_clone.large(self._scan) if f.path in self._suspects or self._is_unsure(f)]
+            self._flush = tree_clone.Flush(self._root, hot)
 
     def anchor(self) -> None:
         """Fix the tree as it is now: look at what may have changed, and read whatever is not surely as it was copied.
@@ -138,9 +148,10 @@ class TreeSource:
         """
         started_ns = time.time_ns()
         self._anchored_at = datetime.fromtimestamp(started_ns / 1e9, UTC).isoformat(timespec="microseconds")
-        self._held = Held(self._spool)
+        self._flush.enough()
         changed = self._look_around(watch=False)
         self._suspects |= {found.path for found in changed}  # nothing tells of them again, should this fail
+        assert self._held is not None
         with Folders(self._root) as folders:
             for found in changed:
                 if found.kind == "file":
@@ -196,6 +207,7 @@ class TreeSource:
 
     def _forget_anchor(self) -> None:
         """What only the anchor read never reached the sink: it counts as not read."""
+        self._flush.close()
         if self._held is not None:
             for path in self._held.paths():
                 self._taken.pop(path, None)
@@ -218,7 +230,7 @@ class TreeSource:
                 with self._reading(b""), Folders(self._root) as folders:
                     self._watch = Watch(folders.root)
             entered = self._watch.entered if self._watch is not None else lambda folder, path: None
-            self._scan = tree_scan.walk(self._root, self._ref.exclude, entered, self._taken)
+            self._scan = tree_scan.walk(self._root, self._ref.exclude, entered, self._taken, self._only)
             looked: Iterable[bytes] = self._scan.names
         else:
             assert self._watch is not None
@@ -234,12 +246,13 @@ class TreeSource:
         """Before the hold: who has a file open may have it mapped, and then writes without anything being told."""
         changes = self._watch.changes() if self._watch is not None else None
         inodes = open_files.writable_inodes() if changes is not None else None
-        if changes is None or inodes is None or self._scan is None:
+        if changes is None or inodes is None or self._scan is None or self._watch is None:
             self._stop_watching()
             return
         self._suspects |= changes.names
         self._renewed |= changes.folders
         self._suspects |= {path for path, found in self._scan.names.items() if found.ino in inodes}
+        self._watch.follow()
 
     def _stop_watching(self) -> None:
         if self._watch is not None:
@@ -278,7 +291,8 @@ class TreeSource:
         """One round of the pre-copy; returns what it cost, in bytes."""
         assert self._scan is not None
         cost = _FILE_COST * len(unsettled)
-        files = {found.path: found for found in unsettled if found.kind == "file"}
+        later = tree_clone.left_to_clone(unsettled, self._added) if self._clones else set()
+        files = {found.path: found for found in unsettled if found.kind == "file" and found.path not in later}
         for copied in tree.add_small(self._root, [path for path, found in files.items() if found.size <= _AT_ONCE]):
             path = copied.found.path
             found = files.pop(path)
@@ -334,14 +348,14 @@ class TreeSource:
         if size <= _AT_ONCE and copied.data is None:
             with self._reading(path):
                 return io.BytesIO(os.pread(file, size, 0).ljust(size, b"\0"))
-        runs = [(offset, length, offset) for offset, length in _runs(copied)]
+        runs = [(offset, length, offset) for offset, length in copied.runs()]
         return tree_read.content(tree_read.OpenFile(file, path, self._root), size, runs)
 
     def _hold(self, folders: Folders, found: Found, started_ns: int, held: Held) -> None:
         with self._opened(folders, found) as (file, copied):
             if copied is None:
                 raise self._replaced(found)
-            held.take(found.path, tree_read.OpenFile(file, found.path, self._root), _runs(copied))
+            held.take(found.path, file, copied.runs(), self._root, clones=folders.root if self._clones else None)
             self._take(copied, started_ns)
             if from_stat(found.path, os.fstat(file), folders.device) != copied.found:
                 self._restless.append(found.path)
@@ -387,7 +401,3 @@ class TreeSource:
             f"{tree_scan.show(found.path)} in {self._root} was replaced while the writers were held",
             remedy="Stop what writes there from outside the stack, then run the backup again.",
         )
-
-
-def _runs(copied: Copied) -> Runs:
-    return ((0, copied.found.size),) if copied.data is None else copied.data
