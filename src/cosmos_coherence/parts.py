@@ -6,7 +6,7 @@ the flow joins them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -54,11 +54,12 @@ class TreeWriter(Protocol):
         written since. Those files count as added. No further name of a hard-linked file is among it."""
         ...
 
-    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+    def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         """Have the store itself read and store many small files below ``root``, where that is faster than ``add``.
 
-        Gives those that it took, as it read them, in any order: what is missing was not for it, or is not there (any
-        more). Raises ``CaptureFailed`` for one that cannot be read.
+        The next path is asked for when one more can be read; who reads none asks for none. Gives those that it took, as
+        it read them, in any order: what is missing was not for it, or is not there (any more). Raises ``CaptureFailed``
+        for one that cannot be read.
         """
         ...
 

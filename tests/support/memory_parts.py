@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -95,7 +95,7 @@ class MemoryTree:
     def known(self) -> tuple[Copied, ...]:
         return ()
 
-    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+    def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         return iter(())
 
     def add(self, entry: Entry, content: BinaryIO) -> str:

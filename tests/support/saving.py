@@ -62,10 +62,12 @@ def save_folder(
     """Save what is below ``root``; ``before`` is the state of an earlier one."""
     sink = _Sink(repository, saver, before, team)
     source = TreeSource(SourceRef("files", "files/x", path=root), root, spool=root.parent)
-    source.prepare(sink)
-    source.anchor()
-    part = source.capture(sink)
-    source.close()
+    try:
+        source.prepare(sink)
+        source.anchor()
+        part = source.capture(sink)
+    finally:
+        source.close()
     if team is not None:
         team.finish(saver)
     assert sink.finished is not None

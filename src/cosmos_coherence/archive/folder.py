@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -40,7 +40,7 @@ class FolderWriter:
         """Nothing: an archive stands alone."""
         return ()
 
-    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+    def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         """None: a tree of this kind is filled file by file."""
         return iter(())
 

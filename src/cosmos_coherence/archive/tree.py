@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -74,7 +74,7 @@ class TarGzWriter:
         """Nothing: an archive stands alone."""
         return ()
 
-    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+    def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         """None: a tree of this kind is filled file by file."""
         return iter(())
 

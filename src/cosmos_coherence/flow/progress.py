@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -187,7 +187,7 @@ class _MeteredTree:
     def known(self) -> Iterable[Copied]:
         return self._counted(self._tree.known())
 
-    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+    def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         return self._counted(self._tree.add_small(root, paths))
 
     def add(self, entry: Entry, content: BinaryIO) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import pickle
 import select
@@ -124,20 +125,25 @@ class Team:
         """Their process ids."""
         return tuple(member.pid for member in self._members)
 
-    def copied(self, root: Path, paths: Sequence[bytes], saver: Saver) -> Iterator[Copied]:
+    def copied(self, root: Path, paths: Iterable[bytes], saver: Saver) -> Iterator[Copied]:
         """Have files read and saved; those that were, in any order. One caller at a time, others wait.
 
         Raises as ``small_files.copied``, and ``CosmosError`` when a process has died.
         """
         with self._turn:
-            place, at, outstanding = os.fsencode(root.absolute()), 0, 0
-            while at < len(paths) or outstanding:
+            place, left, outstanding = os.fsencode(root.absolute()), iter(paths), 0
+            more = True
+            while more or outstanding:
                 for member in sorted(self._members, key=lambda each: each.outstanding):
-                    if member.outstanding < _AHEAD and at < len(paths):
-                        member.outstanding += 1
-                        outstanding += 1
-                        member.queue(Read(place, list(paths[at : at + _BATCH])))
-                        at += _BATCH
+                    if more and member.outstanding < _AHEAD:
+                        batch = list(itertools.islice(left, _BATCH))
+                        more = bool(batch)
+                        if batch:
+                            member.outstanding += 1
+                            outstanding += 1
+                            member.queue(Read(place, batch))
+                if not outstanding:
+                    continue
                 for number, answer in self._answers():
                     if isinstance(answer, Stored):
                         self._take(answer, number, saver)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -128,9 +128,12 @@ class RepositoryTree:
             self._large[entry.path] = stored.blobs
         return stored.sha256
 
-    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+    def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         """As ``parts.TreeWriter`` says."""
-        if self._team is not None and len(paths) > _FEW:
+        paths = iter(paths)
+        some = list(itertools.islice(paths, _FEW + 1)) if self._team is not None else []
+        paths = itertools.chain(some, paths)
+        if self._team is not None and len(some) > _FEW:
             found = self._team.copied(root, paths, self._saver)
         else:
             found = small_files.copied(root, paths, self._keep)

@@ -64,7 +64,7 @@ class TreeCopy:
         """Nothing is."""
         return ()
 
-    def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
+    def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         """All files come by ``add``."""
         return iter(())
 

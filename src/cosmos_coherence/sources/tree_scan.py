@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,9 +83,22 @@ def walk(
     that matches is left out with all below it. ``only`` and ``known`` are as in ``Scan``. What disappears meanwhile is
     left out quietly. Raises ``CaptureFailed`` naming what cannot be read.
     """
-    scan = Scan(root, _matcher(exclude), known=known or {}, only=only)
-    _Look(scan, entered).at_all()
+    scan, steps = walking(root, exclude, entered, known, only)
+    for _ in steps:
+        pass
     return scan
+
+
+def walking(
+    root: Path,
+    exclude: Iterable[str] = (),
+    entered: Entered = lambda folder, path: None,
+    known: Mapping[bytes, Copied] | None = None,
+    only: frozenset[bytes] = frozenset(),
+) -> tuple[Scan, Iterator[list[bytes]]]:
+    """``walk`` folder by folder: the steps give the names in each, and with the last of them the scan is whole."""
+    scan = Scan(root, _matcher(exclude), known=known or {}, only=only)
+    return scan, _Look(scan, entered).at_all()
 
 
 def looks_like_database(root: Path) -> str:
@@ -166,12 +179,12 @@ class _Look:
         self._looked: set[bytes] | None = None
         self._device = 0
 
-    def at_all(self) -> None:
+    def at_all(self) -> Iterator[list[bytes]]:
         root = self._scan.root
         try:
             folder = os.open(root, FOLDER_FLAGS & ~os.O_NOFOLLOW)
             self._device = os.fstat(folder).st_dev
-            self._below(folder, b"")
+            yield from self._below(folder, b"")
         except OSError as error:
             raise errors.CaptureFailed(f"{root} cannot be read: {error.strerror}") from error
 
@@ -228,7 +241,8 @@ class _Look:
         with suppress(FileNotFoundError, NotADirectoryError):
             opened = os.open(name, FOLDER_FLAGS, dir_fd=folder)
             self._chain = []
-            self._below(opened, path)
+            for _ in self._below(opened, path):
+                pass
 
     def _hidden(self, folders: Folders, path: bytes) -> bool:
         """It is ours, or left out by a pattern; what is below such a folder nobody would have watched."""
@@ -256,34 +270,37 @@ class _Look:
                 self._forget(path)
             self._scan.excluded = {each for each in self._scan.excluded if not each.startswith(prefixes)}
 
-    def _below(self, folder: int, path: bytes) -> None:
-        """List an open folder and all below it; the descriptor is ours to close."""
+    def _below(self, folder: int, path: bytes) -> Iterator[list[bytes]]:
+        """List an open folder and all below it, one after another; the descriptor is ours to close."""
         self._chain.append(folder)
         try:
             if not path:
                 top = from_stat(b"", os.fstat(folder), self._device)
                 assert top is not None
                 self._scan.names[b""] = top
-            self._list(path, 0)
+            yield self._list(path, 0)
             while self._pending:
-                self._enter(*self._pending.pop())
+                yield self._enter(*self._pending.pop())
         finally:
             for each in self._chain:
                 os.close(each)
 
-    def _enter(self, depth: int, path: bytes) -> None:
+    def _enter(self, depth: int, path: bytes) -> list[bytes]:
         while len(self._chain) > depth:
             os.close(self._chain.pop())
         try:
             self._chain.append(os.open(path.rpartition(b"/")[2], FOLDER_FLAGS, dir_fd=self._chain[-1]))
-            self._list(path, depth)
+            return self._list(path, depth)
         except OSError as error:
             if error.errno not in GONE:
                 raise unreadable(path, self._scan.root, error) from error
             self._scan.names.pop(path, None)
+            return []
 
-    def _list(self, path: bytes, depth: int) -> None:
+    def _list(self, path: bytes, depth: int) -> list[bytes]:
+        """The names that were noted in the folder at the end of the chain."""
         folder, scan = self._chain[depth], self._scan
+        noted: list[bytes] = []
         self._entered(folder, path)
         prefix = path + b"/" if path else b""
         with os.scandir(folder) as listing:
@@ -304,8 +321,10 @@ class _Look:
                     continue
                 except OSError as error:
                     raise unreadable(below, scan.root, error) from error
+                noted.append(below)
                 if self._note(below, found):
                     self._pending.append((depth + 1, below))
+        return noted
 
     def _note(self, path: bytes, found: Found | None) -> bool:
         """Whether it is a folder to enter."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,11 +126,17 @@ class TreeSource:
             started_ns = time.time_ns()
             with self._reading(b""), Folders(self._root) as folders:
                 tree_scan.sync(folders.root)
-            changed = self._look_around(watch=True)
+            early = 0
+            if self._scan is None and not self._taken and not self._timeless:
+                early = self._walk_and_copy(started_ns, self._tree)
+                assert self._scan is not None
+                changed = list(self._unsettled(self._scan, self._scan.names))
+            else:
+                changed = self._look_around(watch=True)
             assert self._scan is not None
             if not self._idle:
                 tree_scan.refuse_live_postgres(self._scan)
-            expected = self._copy(changed, started_ns, self._tree)
+            expected = early + self._copy(changed, started_ns, self._tree)
             if expected < self._settle_bytes:
                 break
         if not self._still:
@@ -217,6 +223,32 @@ class TreeSource:
         self._restless = []
         self._databases = sqlite.Databases()
 
+    def _walk_and_copy(self, started_ns: int, tree: TreeWriter) -> int:
+        """The first walk of all, with small files copied while it goes on; returns what they cost.
+
+        It is a watched one: should there be many names, there is no second.
+        """
+        with self._reading(b""), Folders(self._root) as folders:
+            self._watch = Watch(folders.root)
+        self._scan, steps = tree_scan.walking(self._root, self._ref.exclude, self._watch.entered, only=self._only)
+        cost, names = 0, self._scan.names
+        for copied in tree.add_small(self._root, _small(names, steps)):
+            cost += _FILE_COST + self._take_small(copied, names[copied.found.path], started_ns)
+        for _ in steps:  # the store may read no small files, and then has not asked for any
+            pass
+        self._links = self._scan.links()
+        if len(names) < self._many:
+            self._stop_watching()
+        return cost
+
+    def _take_small(self, copied: Copied, found: Found, started_ns: int) -> int:
+        """What the store has read by itself; bytes, none when it is not the file that was found."""
+        self._added.add(found.path)
+        if (copied.found.dev, copied.found.ino) != (found.dev, found.ino):
+            return 0
+        self._take(copied, started_ns)
+        return copied.found.size
+
     def _look_around(self, *, watch: bool) -> list[Found]:
         """Bring the scan up to date; what of it is not surely as it was copied.
 
@@ -294,12 +326,7 @@ class TreeSource:
         later = tree_clone.left_to_clone(unsettled, self._added) if self._clones else set()
         files = {found.path: found for found in unsettled if found.kind == "file" and found.path not in later}
         for copied in tree.add_small(self._root, [path for path, found in files.items() if found.size <= _AT_ONCE]):
-            path = copied.found.path
-            found = files.pop(path)
-            self._added.add(path)
-            if (copied.found.dev, copied.found.ino) == (found.dev, found.ino):
-                self._take(copied, started_ns)
-                cost += copied.found.size
+            cost += self._take_small(copied, files.pop(copied.found.path), started_ns)
         with Folders(self._root) as folders:
             for found in unsettled:
                 if found.kind != "file":
@@ -401,3 +428,12 @@ class TreeSource:
             f"{tree_scan.show(found.path)} in {self._root} was replaced while the writers were held",
             remedy="Stop what writes there from outside the stack, then run the backup again.",
         )
+
+
+def _small(names: Mapping[bytes, Found], steps: Iterator[list[bytes]]) -> Iterator[bytes]:
+    """Those that one call reads and that have no other name, while they are found."""
+    for noted in steps:
+        for path in noted:
+            found = names.get(path)
+            if found is not None and found.kind == "file" and found.nlink == 1 and found.size <= _AT_ONCE:
+                yield path
