@@ -103,6 +103,7 @@ class Shop(ComposeStack):
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Shop]:
     folder = Path(tempfile.mkdtemp(prefix="cosmos-test-", dir="/var/tmp"))
+    folder.chmod(0o711)  # an ordinary user goes through it
     try:
         with Shop(folder, COMPOSE, start=False) as made:
             docker("volume", "create", "--label", "mine=yes", "--label", f"com.docker.compose.project={made.project}",
