@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 
 from cosmos_coherence.cut.journal import anything_pending
-from cosmos_coherence.flow import recover
-from cosmos_coherence.flow.events import Story
 from support.docker_stack import HOST, ComposeStack, docker
 from support.faulty import FaultyStack
 from support.killing import killed_at
@@ -43,7 +41,7 @@ services:
   app:
     image: python:3.11-slim
     user: nobody
-    command: ["sh", "-c", "n=0; while :; do n=$$((n+1)); echo $$n >t; mv t a; echo $$n >t; mv t b; sleep 0.003; done"]
+    command: ["sh", "-c", "n=0; while :; do n=$$((n+1)); echo $$n >t; mv t a; echo $$n >t; mv t b; sleep 0.05; done"]
     working_dir: /files
     init: true
     stop_grace_period: 1s
@@ -105,6 +103,7 @@ class Shop(ComposeStack):
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Shop]:
     folder = Path(tempfile.mkdtemp(prefix="cosmos-test-", dir="/var/tmp"))
+    folder.chmod(0o711)  # an ordinary user goes through it
     try:
         with Shop(folder, COMPOSE, start=False) as made:
             docker("volume", "create", "--label", "mine=yes", "--label", f"com.docker.compose.project={made.project}",
@@ -339,28 +338,16 @@ def test_corrupted_database(shop: Shop) -> None:
     assert shop.cosmos("volume", "remove", kept, "--without-backup", "--yes")["removed"] == [kept]
 
 
-@pytest.mark.parametrize("end", ["fails", "killed"])
-def test_a_restore_into_a_new_server_that_does_not_end_well_brings_the_old_files_back(shop: Shop, end: str) -> None:
+def test_a_restore_into_a_new_server_that_does_not_end_well_brings_the_old_files_back(shop: Shop) -> None:
+    """Killed when it has stopped the writers and the next step would be the swap."""
     archive = Path(shop.cosmos("backup")["path"])
-    names = set(looks(shop.path("db-data")))
     spoilt = corrupt(shop)
-
-    def failing(step: str) -> None:
-        if step == "compare":
-            raise OSError("as if")
-
     faulty = shop.faulty()
-    if end == "fails":
-        with pytest.raises(OSError, match="as if"):
-            faulty.restore(archive, step=failing, only=["postgres/db"])
-    else:
-        assert killed_at(5, lambda step: faulty.restore(archive, step=step, only=["postgres/db"]))
-        report = recover.recover(
-            faulty.runtime, Story(verb="recover", run="r1", project=shop.project), backups=faulty.backups
-        )
-        assert report.status == "done", report.failure
+    assert killed_at(5, lambda step: faulty.restore(archive, step=step, only=["postgres/db"]))
+    assert len(kept_volumes(shop)) == 1
+    assert shop.cosmos("recover")["notes"]
     assert (shop.path("db-data") / "global" / "pg_control").read_bytes() == spoilt
-    assert {b"base", b"PG_VERSION", b"global/pg_control"} <= names & set(looks(shop.path("db-data")))
+    assert {b"base", b"PG_VERSION"} <= set(looks(shop.path("db-data")))
     assert kept_volumes(shop) == []
     assert not shop.pending()
     shop.cosmos("restore", "latest", "--only", "postgres/db", "--yes")
