@@ -20,9 +20,10 @@ from cosmos_coherence.cut.lock import lease
 from cosmos_coherence.drivers import process
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow import backup, schedule
+from cosmos_coherence.flow.events import Report
 from cosmos_coherence.flow.schedule import Rhythm
 from cosmos_coherence.history.ledger import Ledger, look
-from cosmos_coherence.settings import Settings, load_serve
+from cosmos_coherence.settings import ServeSettings, Settings, load_serve
 
 NAMES = tuple(kind.name for kind in job.KINDS)
 
@@ -77,17 +78,30 @@ def run_job(name: str, *, for_agent: bool, as_json: bool) -> int:
     since = rhythm.covered(now) if rhythm else now
     try:
         report = job.carry_out(kind, work, since=since, attempt=attempt, now=loop.utc_now)
+        status = _told(report, as_json=as_json)
     finally:
-        if why := job.afterwards(work, serving):
-            _say(f"history waits in the spool: {why}")
-    if not as_json:
+        _follow(work, serving)
+    return status
+
+
+def _told(report: Report, *, as_json: bool) -> int:
+    status = render.report(report, json_wanted=as_json)
+    if not as_json and report.verb != "backup" and report.failure is None:
         for note in report.notes:
             typer.echo(note)
-        if report.status == "done" and kind.name != "backup":
-            typer.echo(f"{kind.name}: done, {report.seconds:.1f} s")
-    status = render.report(report, json_wanted=as_json)
+        typer.echo(f"{report.verb}: done, {report.seconds:.1f} s")
     sys.stdout.flush()
     return status
+
+
+def _follow(work: job.Work, serving: ServeSettings) -> None:
+    """What follows a job changes nothing about how it ended, not even when it is interrupted."""
+    try:
+        why = job.afterwards(work, serving)
+    except KeyboardInterrupt:
+        why = "interrupted"
+    if why:
+        _say(f"history waits in the spool: {why}")
 
 
 def upcoming(count: int, *, as_json: bool) -> int:
