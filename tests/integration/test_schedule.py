@@ -90,7 +90,7 @@ def test_the_agent_runs_what_is_due_and_is_alone(folder: Path) -> None:
         second = cosmos("-C", str(folder), "serve", "agent")
         assert second.returncode == 5
         assert "(agent 2" in second.stderr and f"pid {agent.pid} on" in second.stderr
-        assert eventually(lambda: look(state)["backup"].outcome == "done", within_s=90)
+        assert eventually(lambda: look(state)["backup"].outcome == "done", within_s=120)
         assert eventually((state / "history.sqlite").exists)
     finally:
         agent.terminate()

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def serve() -> int:
                 kind = job.find(name)
                 if not kind.within:
                     return _start(name)
-                return loop.Within(lambda: _carry_out(kind, settings, for_agent=True, watches=watches).exit_status)
+                return loop.Within(lambda: _carry_out(kind, settings, for_agent=True, watches=watches))
 
             loop.Agent(timetable, Ledger(state), start, together=together, tell=_say).run(stop)
     return 0
@@ -77,18 +78,28 @@ def run_job(name: str, *, for_agent: bool, as_json: bool) -> int:
         if (status := beside.volumes(runtime, settings)) is None:
             raise
         return status
-    report = _carry_out(kind, settings, for_agent=for_agent)
-    if not as_json:
+    return _carry_out(kind, settings, for_agent=for_agent, tell=lambda report: _told(report, as_json=as_json))
+
+
+def _told(report: Report, *, as_json: bool) -> int:
+    status = render.report(report, json_wanted=as_json)
+    if not as_json and report.verb != "backup" and report.failure is None:
         for note in report.notes:
             typer.echo(note)
-        if report.status == "done" and kind.name != "backup":
-            typer.echo(f"{kind.name}: done, {report.seconds:.1f} s")
-    status = render.report(report, json_wanted=as_json)
+        typer.echo(f"{report.verb}: done, {report.seconds:.1f} s")
     sys.stdout.flush()
     return status
 
 
-def _carry_out(kind: job.Kind, settings: Settings, *, for_agent: bool, watches: Watches | None = None) -> Report:
+def _carry_out(
+    kind: job.Kind,
+    settings: Settings,
+    *,
+    for_agent: bool,
+    tell: Callable[[Report], int] = lambda report: report.exit_status,
+    watches: Watches | None = None,
+) -> int:
+    """One job, and what follows it. It is told how it ended before that, which may be interrupted."""
     runtime = context.runtime(settings)
     state = runtime.state_directory()
     work = job.Work(
@@ -105,13 +116,21 @@ def _carry_out(kind: job.Kind, settings: Settings, *, for_agent: bool, watches: 
     rhythm = next((rhythm for rhythm in rhythms(settings) if rhythm.name == kind.name), None)
     known = look(state).get(kind.name)
     attempt = schedule.due(rhythm, known, now).attempt if for_agent and rhythm and known else 1
+    since = rhythm.covered(now) if rhythm else now
     try:
-        return job.carry_out(
-            kind, work, since=rhythm.covered(now) if rhythm else now, attempt=attempt, now=loop.utc_now
-        )
+        return tell(job.carry_out(kind, work, since=since, attempt=attempt, now=loop.utc_now))
     finally:
-        if why := job.afterwards(work):
-            _say(f"history waits in the spool: {why}")
+        _follow(work)
+
+
+def _follow(work: job.Work) -> None:
+    """What follows a job changes nothing about how it ended, not even when it is interrupted."""
+    try:
+        why = job.afterwards(work)
+    except KeyboardInterrupt:
+        why = "interrupted"
+    if why:
+        _say(f"history waits in the spool: {why}")
 
 
 def upcoming(count: int, *, as_json: bool) -> int:
