@@ -251,21 +251,29 @@ def measure(results: Results, ballast: Ballast, wanted: int, host: str, kept: Pa
             filled.touch()
         print(measured(stack), flush=True)
         settings = load(stack.folder, environ={"DOCKER_HOST": host} if host else {}, cut__max_pause="60s")
-        session = 0
-        for way, count in ((BEFOREHAND, wanted), (COLD, min(3, wanted))):
-            while left := min(_SESSION, results.left(way, count)):
-                session += 1
-                campaign.warmed(stack, session)
-                for row in cuts(stack, settings, left, cold=way == COLD):
-                    results.add(way, row)
-                stack.stop()
-        while results.left(WHOLE, 3):
+        try:
+            take(stack, settings, results, wanted, host)
+        finally:
+            stack.stop()
+
+
+def take(stack: CountingStack, settings: Settings, results: Results, wanted: int, host: str) -> None:
+    """What is still missing, of a stack that is filled."""
+    session = 0
+    for way, count in ((BEFOREHAND, wanted), (COLD, min(3, wanted))):
+        while left := min(_SESSION, results.left(way, count)):
             session += 1
             campaign.warmed(stack, session)
-            results.add(WHOLE, whole(stack))
+            for row in cuts(stack, settings, left, cold=way == COLD):
+                results.add(way, row)
             stack.stop()
-        while results.left(STOPPED, 1):
-            results.add(STOPPED, stop_copy_start(stack, host))
+    while results.left(STOPPED, 1):
+        results.add(STOPPED, stop_copy_start(stack, host))
+    while results.left(WHOLE, 3):
+        session += 1
+        campaign.warmed(stack, session)
+        results.add(WHOLE, whole(stack))
+        stack.stop()
 
 
 def main() -> None:

@@ -141,8 +141,7 @@ class TreeSource:
                 break
         if not self._still:
             self._copy_databases(self._tree)
-        self._held = Held(self._spool, expected)
-        self._suspect()
+        self._held = Held(self._spool, expected + self._suspect())
         if self._clones and self._scan is not None:
             hot = [f for f in tree_clone.large(self._scan) if f.path in self._suspects or self._is_unsure(f)]
             self._flush = tree_clone.Flush(self._root, hot)
@@ -274,17 +273,18 @@ class TreeSource:
         self._links = self._scan.links()
         return list(self._unsettled(self._scan, looked))
 
-    def _suspect(self) -> None:
-        """Before the hold: who has a file open may have it mapped, and then writes without anything being told."""
+    def _suspect(self) -> int:
+        """Before the hold: who has a file open may have mapped it, and writes untold. The size of all such files."""
         changes = self._watch.changes() if self._watch is not None else None
         inodes = open_files.writable_inodes() if changes is not None else None
         if changes is None or inodes is None or self._scan is None or self._watch is None:
             self._stop_watching()
-            return
+            return 0
         self._suspects |= changes.names
         self._renewed |= changes.folders
         self._suspects |= {path for path, found in self._scan.names.items() if found.ino in inodes}
         self._watch.follow()
+        return sum(found.size for path in self._suspects if (found := self._scan.names.get(path)))
 
     def _stop_watching(self) -> None:
         if self._watch is not None:
