@@ -20,7 +20,7 @@ import msgspec
 from cosmos_coherence import errors
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow.events import Report
-from cosmos_coherence.flow.measure import Measured, keep
+from cosmos_coherence.flow.measured import Measured, keep
 from cosmos_coherence.flow.remember import measurements_of
 from cosmos_coherence.health import alarms, notifiers
 from cosmos_coherence.health.checks import CheckResult

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -16,10 +15,9 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import listing
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow import health, history, store
-from cosmos_coherence.flow.remember import MEASUREMENTS, SPOOL
+from cosmos_coherence.flow.measured import Measured, keep
 from cosmos_coherence.flow.volumes import Watches, measure_volumes
 from cosmos_coherence.health.checks import Health
-from cosmos_coherence.history import segments
 from cosmos_coherence.model import Measurement, Stack
 from cosmos_coherence.settings import ServeSettings, Settings
 from cosmos_coherence.volumes import forecast
@@ -33,17 +31,6 @@ _ONLY_WHEN_AMISS = ("engine", "repository")
 """Checks that say nothing while all is well."""
 _OF_CHECKS = ("check:", "certificate:", "endpoint:", "backup")
 """What checks have measured and nobody else has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One round of measuring."""
-
-    measurements: tuple[Measurement, ...] = ()
-    details: Mapping[str, str] = field(default_factory=dict)
-    """Words by subject, for an alarm."""
-    notes: tuple[str, ...] = ()
-    """What could not be measured or kept, in sentences."""
 
 
 def measure(
@@ -88,18 +75,6 @@ def measure(
     if state:
         notes += keep(state, settings, measurements)
     return Measured(measurements, _details(checked), tuple(notes))
-
-
-def keep(state: Path, settings: Settings, measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
-    """Put these into the spool; what there is to say of it, mostly nothing. That measurements were lost is one too."""
-    folder = state / SPOOL / MEASUREMENTS
-    try:
-        if dropped := segments.append(folder, measurements, limit=settings.history.spool):
-            segments.append(folder, [Measurement(time.time(), "spool", "dropped_segments", float(dropped))])
-            return (f"the history has been away for too long: {dropped} of the oldest rounds of measuring went",)
-    except errors.CosmosError as error:
-        return (f"what was measured is not kept: {error.message}",)
-    return ()
 
 
 def _of_volumes(stack: Stack, watches: Watches | None, notes: list[str]) -> Iterator[tuple[str, str, float]]:

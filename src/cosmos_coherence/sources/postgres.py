@@ -12,7 +12,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.model import DatabasePrint, Fingerprint, Gap, Part, PartFile, SourceRef
 from cosmos_coherence.parts import Sink
-from cosmos_coherence.sources import postgres_database, postgres_print, postgres_roles
+from cosmos_coherence.sources import postgres_database, postgres_print
 from cosmos_coherence.sources import postgres_session as sessions
 from cosmos_coherence.sources.postgres_print import SequenceState
 from cosmos_coherence.sources.postgres_session import Session, literal
@@ -239,6 +239,8 @@ class PostgresSource:
         return details
 
     def _dump_roles(self, sink: Sink, stream: str) -> PartFile:
+        from cosmos_coherence.sources import postgres_roles  # its patterns take as long to load as all the rest
+
         argv = ["pg_dumpall", "-w", "--globals-only", "-l", sessions.CONTROL]
         if not self._server["passwords"]:
             argv.append("--no-role-passwords")

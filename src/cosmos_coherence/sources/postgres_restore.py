@@ -11,7 +11,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.model import Part
 from cosmos_coherence.parts import PartReader
-from cosmos_coherence.sources import postgres_database, postgres_print, postgres_roles
+from cosmos_coherence.sources import postgres_database, postgres_print
 from cosmos_coherence.sources import postgres_session as sessions
 from cosmos_coherence.sources.postgres_database import MARK, DatabaseRecord
 from cosmos_coherence.sources.postgres_session import Session, identifier, literal, text_array
@@ -195,6 +195,8 @@ class PostgresRestorer:
 
     # -------------------------------------------------------------------------------------------------- stage
     def _make_roles(self, reader: PartReader) -> None:
+        from cosmos_coherence.sources import postgres_roles  # its patterns take as long to load as all the rest
+
         with reader.open(self._part.details.get("globals", "globals.sql")) as stream:
             dump = stream.read(_LONGEST_GLOBALS).decode("utf-8", "replace")
         with self._control() as control:

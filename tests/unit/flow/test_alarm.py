@@ -20,7 +20,7 @@ from cosmos_coherence import errors, settings
 from cosmos_coherence.drivers.local import LocalRuntime
 from cosmos_coherence.flow import alarm, measure
 from cosmos_coherence.flow.events import Report, Story
-from cosmos_coherence.flow.measure import Measured
+from cosmos_coherence.flow.measured import Measured
 from cosmos_coherence.flow.remember import MEASUREMENTS, SPOOL
 from cosmos_coherence.history import segments
 from cosmos_coherence.model import Gap, Measurement
@@ -263,7 +263,7 @@ from pathlib import Path
 from cosmos_coherence import settings
 from cosmos_coherence.drivers.local import LocalRuntime
 from cosmos_coherence.flow import alarm
-from cosmos_coherence.flow.measure import Measured
+from cosmos_coherence.flow.measured import Measured
 from cosmos_coherence.health import notifiers
 from cosmos_coherence.model import Measurement
 folder, strike = Path(sys.argv[1]), sys.argv[2]
