@@ -10,7 +10,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.cut.lock import run_lock
 from cosmos_coherence.drivers.folders import GONE, Folders
 from cosmos_coherence.drivers.runtime import Runtime
-from cosmos_coherence.flow import named_volume
+from cosmos_coherence.flow import named_volume, volumes
 from cosmos_coherence.model import Volume
 from cosmos_coherence.sources import tree_scan
 from cosmos_coherence.volumes.cache import LABEL, is_cache
@@ -35,7 +35,7 @@ def plan_clean(runtime: Runtime, name: str) -> CleanPlan:
             f"volume {volume.name} is not marked as a cache",
             remedy=f'If all in it may go, give it the label `{LABEL}: "true"` in the Compose file.',
         )
-    return CleanPlan(volume, measure_tree(named_volume.path_of(volume)))
+    return CleanPlan(volume, measure_tree(volumes.files_of(volume)))
 
 
 def clean(runtime: Runtime, plan: CleanPlan, *, run: str) -> Usage:
@@ -44,7 +44,7 @@ def clean(runtime: Runtime, plan: CleanPlan, *, run: str) -> Usage:
     No link is followed, and nothing is entered that is mounted inside. Raises ``Refused`` when something cannot be
     removed; what is gone by then is gone.
     """
-    root: Path = named_volume.path_of(plan.volume)
+    root: Path = volumes.files_of(plan.volume)
     with run_lock(runtime.state_directory(), run=run, what="volume clean"), Folders(root) as folders:
         for path, found in sorted(tree_scan.walk(root).names.items()):
             if found.kind == "dir":

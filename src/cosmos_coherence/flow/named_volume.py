@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from cosmos_coherence import errors
 from cosmos_coherence.discover.coverage import STATE_VOLUME
 from cosmos_coherence.model import Stack, Volume
@@ -18,13 +16,3 @@ def find(stack: Stack, name: str) -> Volume:
     if volume.short == STATE_VOLUME:
         raise errors.Refused(f"volume {volume.name} is this program's own", remedy="Leave it as it is.")
     return volume
-
-
-def path_of(volume: Volume) -> Path:
-    """Where its files lie. ``Unsupported`` when they cannot be reached from here."""
-    if volume.path is None:
-        raise errors.Unsupported(
-            f"the files of volume {volume.name} cannot be reached from here",
-            remedy="Run on the host of the engine; a volume of another driver has to be in use.",
-        )
-    return volume.path

@@ -9,7 +9,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.cut.lock import run_lock
 from cosmos_coherence.drivers.folders import Folders
 from cosmos_coherence.drivers.runtime import Runtime
-from cosmos_coherence.flow import held_content, named_volume
+from cosmos_coherence.flow import held_content, named_volume, volumes
 from cosmos_coherence.model import Mount, Stack, Volume
 from cosmos_coherence.settings import Settings
 from cosmos_coherence.sources import tree_scan
@@ -41,7 +41,7 @@ def plan_fix(runtime: Runtime, settings: Settings, name: str, *, service: str = 
     """
     stack = runtime.stack()
     volume = named_volume.find(stack, name)
-    names = tree_scan.walk(named_volume.path_of(volume)).names
+    names = tree_scan.walk(volumes.files_of(volume)).names
     backup, known = held_content.entries_of(settings, backups, stack.project, volume)
     user, by = None, ""
     if ownership.unknown_names(names, known):
@@ -51,7 +51,7 @@ def plan_fix(runtime: Runtime, settings: Settings, name: str, *, service: str = 
 
 def fix(runtime: Runtime, plan: OwnerPlan, *, run: str) -> tuple[bytes, ...]:
     """Carry the plan out; the names that were replaced meanwhile and stay as they are. Raises ``Refused``."""
-    root = named_volume.path_of(plan.volume)
+    root = volumes.files_of(plan.volume)
     with run_lock(runtime.state_directory(), run=run, what="volume fix-owner"), Folders(root) as folders:
         return tuple(ownership.apply_owners(folders, plan.changes))
 

@@ -11,7 +11,7 @@ from cosmos_coherence.cut.journal import Journal, RestoreRecord, SpoolRecord
 from cosmos_coherence.cut.lock import run_lock
 from cosmos_coherence.discover.coverage import Coverage
 from cosmos_coherence.drivers.runtime import Runtime
-from cosmos_coherence.flow import named_volume, recover, remember
+from cosmos_coherence.flow import named_volume, recover, remember, volumes
 from cosmos_coherence.flow.events import Report, Story
 from cosmos_coherence.flow.instant import one_instant
 from cosmos_coherence.flow.restore import save_first
@@ -71,7 +71,7 @@ def plan_clone(runtime: Runtime, settings: Settings, name: str, new: str, *, bac
     labels = {key: value for key, value in source.labels.items() if not key.startswith("com.docker.")}
     record = VolumeRecord(target, target.removeprefix(f"{stack.project}_"), source.driver, source.options, labels)
     return CopyPlan(
-        stack, source, target, measure_tree(named_volume.path_of(source)), create=record, engines=coverage.engines
+        stack, source, target, measure_tree(volumes.files_of(source)), create=record, engines=coverage.engines
     )
 
 
@@ -82,7 +82,7 @@ def plan_copy(runtime: Runtime, settings: Settings, name: str, to: str, *, backu
     coverage = survey(stack, settings, backups=backups)
     source, target = _source(stack, coverage, name), named_volume.find(stack, to)
     _refuse_running_server(stack, coverage, target)
-    here, there = named_volume.path_of(source).resolve(), named_volume.path_of(target).resolve()
+    here, there = volumes.files_of(source).resolve(), volumes.files_of(target).resolve()
     if here.is_relative_to(there) or there.is_relative_to(here) or here.samefile(there):
         raise errors.Refused(f"volumes {source.name} and {target.name} are the same place", remedy="Name another one.")
     users = [s for s in stack.services if s.state not in ("exited", "created", "missing") and _mounts(s, target.name)]
@@ -131,7 +131,7 @@ def _copy(
     with undone_on_failure(undo, story):
         story.begin("create")
         target = _created(runtime, plan, story.run)
-        root = named_volume.path_of(target)
+        root = volumes.files_of(target)
         local.require_room(root, plan.holds.bytes + settings.backup.min_free)
         safety = save_first(runtime, settings, plan.safety, story, journal, backups=backups)
         spool = tree_copy.spool_in(root, story.run)
@@ -169,7 +169,7 @@ def _created(runtime: Runtime, plan: CopyPlan, run: str) -> Volume:
         return named_volume.find(runtime.stack(), plan.target)
     made = runtime.create_volume(replace(plan.create, labels={**plan.create.labels, CLONED: run}))
     ours = made.labels.get(CLONED) == run or plan.stack.runtime == "process"
-    if not ours or _holds_something(named_volume.path_of(made)):
+    if not ours or _holds_something(volumes.files_of(made)):
         raise errors.Refused(
             f"volume {made.name} is there already, and is not of this stack", remedy="Name another one."
         )
@@ -182,7 +182,7 @@ def _captured(
     """The source at one instant, in the copy's spool, and for how long its writers stood still. ``CaptureFailed`` when
     something of it is not there, or not of the instant."""
     ref = SourceRef("volume", f"volumes/{plan.source.short}", volume=plan.source.name, path=plan.source.path)
-    source = TreeSource(ref, named_volume.path_of(plan.source), spool=runtime.state_directory(), idle=True)
+    source = TreeSource(ref, volumes.files_of(plan.source), spool=runtime.state_directory(), idle=True)
     try:
         instant = one_instant(
             runtime, settings, story, journal, [source], copied, engines=plan.engines, volume=plan.source.name
@@ -200,7 +200,7 @@ def _captured(
 
 def _source(stack: Stack, coverage: Coverage, name: str) -> Volume:
     source = named_volume.find(stack, name)
-    named_volume.path_of(source)
+    volumes.files_of(source)
     _refuse_running_server(stack, coverage, source)
     return source
 
