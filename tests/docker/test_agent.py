@@ -64,3 +64,12 @@ def test_a_person_asks_the_agent(stack: ReferenceStack) -> None:
     assert done[-1].returncode == 0, done[-1].stdout + done[-1].stderr
     report = json.loads(done[-1].stdout)
     assert (stack.folder / "backups" / f"{report['backup']}.tar.gz").exists()
+
+
+def test_it_measures_the_volumes_that_it_does_not_have(stack: ReferenceStack) -> None:
+    done = stack.run("docker", "exec", "cosmos-agent", "cosmos", "schedule", "run", "measure", "--json", check=False)
+    assert done.returncode in (0, 5), done.stdout + done.stderr  # 5: the schedule measures at this moment
+    named = "SELECT count(DISTINCT subject) FROM measurement WHERE subject LIKE 'volume:%' AND name = 'bytes'"
+    call = f'docker exec cosmos-db psql -XAtq -U cosmos cosmos_coherence -c "{named}"'
+    there = stack.shell("docker volume ls -q --filter label=com.docker.compose.project=cosmos-coherence").split()
+    assert eventually(lambda: int(stack.run("bash", "-c", call, check=False).stdout or 0) >= len(there), within_s=60)

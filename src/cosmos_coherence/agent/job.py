@@ -151,7 +151,10 @@ def check(work: Work, story: Story) -> Report:
 
 
 def measure(work: Work, story: Story) -> Report:
-    """Measure volumes, disks, repository and health, and look whether there is an alarm in it."""
+    """Measure volumes, disks, repository and health, and look whether there is an alarm in it; beside the volumes where
+    they cannot be reached from here."""
+    if (status := work.elsewhere("metrics", "--measure", "--quiet")) is not None:
+        return story.report("done") if not status else story.failed(errors.CosmosError(f"ended with status {status}"))
     measured = measuring.measure(
         work.runtime, work.settings, work.serving, directory=work.backups, watches=work.watches
     )  # fmt: skip

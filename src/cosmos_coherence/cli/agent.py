@@ -56,7 +56,7 @@ def serve() -> int:
 
             def start(name: str) -> loop.Running:
                 kind = job.find(name)
-                if not kind.within:
+                if not kind.within or beside.needed(context.runtime(settings), settings):
                     return _start(name)
                 return loop.Within(lambda: _carry_out(kind, settings, for_agent=True, watches=watches))
 

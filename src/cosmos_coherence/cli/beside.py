@@ -9,6 +9,16 @@ from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.settings import Settings
 
 
+def needed(runtime: Runtime, settings: Settings) -> str:
+    """Why the volumes cannot be reached from here, as a clause; empty when they can."""
+    if settings.stack.runtime == "process":
+        return ""
+    from cosmos_coherence.drivers import container, docker
+
+    assert isinstance(runtime, docker.DockerRuntime)
+    return container.needs_container(runtime)
+
+
 def volumes(
     runtime: Runtime, settings: Settings, *, paths: tuple[Path, ...] = (), arguments: tuple[str, ...] | None = None
 ) -> int | None:
@@ -17,15 +27,12 @@ def volumes(
     ``paths``: folders outside the project's own that the call reads or writes; those of the repository, of the
     secrets that open it and of whoever is told of alarms come along by themselves. ``arguments``: another call.
     """
-    if settings.stack.runtime == "process":
+    if not (reason := needed(runtime, settings)):
         return None
     from cosmos_coherence.drivers import container, docker
     from cosmos_coherence.flow import alarm, store
 
     assert isinstance(runtime, docker.DockerRuntime)
-    reason = container.needs_container(runtime)
-    if not reason:
-        return None
     print(f"running in a container of {settings.image}: {reason}", file=sys.stderr)  # noqa: T201
     return container.rerun(
         runtime,

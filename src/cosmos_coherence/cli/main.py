@@ -303,12 +303,13 @@ def alarms(
 def metrics(
     textfile: Annotated[Path | None, typer.Option("--textfile", help="Write them here, for node_exporter.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure first, where no agent does.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print the newest measurements for Prometheus."""
     from cosmos_coherence.cli import metrics as verbs
 
-    _finish(verbs.metrics(textfile=textfile, measure_now=measure, as_json=as_json))
+    _finish(verbs.metrics(textfile=textfile, measure_now=measure, quiet=quiet, as_json=as_json))
 
 
 @app.command()

@@ -14,8 +14,9 @@ from cosmos_coherence.settings import Settings, load_serve
 from cosmos_coherence.storage import local
 
 
-def metrics(*, textfile: Path | None, measure_now: bool, as_json: bool) -> int:
-    """The newest measurements in Prometheus' text format, on standard output or as a file for node_exporter."""
+def metrics(*, textfile: Path | None, measure_now: bool, quiet: bool, as_json: bool) -> int:
+    """The newest measurements in Prometheus' text format, on standard output, as a file for node_exporter, or not at
+    all when it is ``quiet``."""
     settings = context.settings()
     runtime = context.runtime(settings)
     file = textfile.absolute() if textfile else None
@@ -24,6 +25,8 @@ def metrics(*, textfile: Path | None, measure_now: bool, as_json: bool) -> int:
     healing.first(settings, runtime)
     if measure_now:
         _measure(settings, runtime)
+    if quiet and file is None:
+        return 0
     state = runtime.found_state_directory()
     newest = history.latest(state, load_serve()) if state else ()
     if as_json:
