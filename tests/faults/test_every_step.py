@@ -119,7 +119,7 @@ def of(runtime: RuntimeKind, verb: Verb, place: Place) -> list[Case]:
     return [case for case in cases(runtime)[0] if (case.verb, case.place) == (verb, place)]
 
 
-@pytest.mark.parametrize(("verb", "place", "count"), [(*group, 2 if "prune" in group else 4) for group in GROUPS])
+@pytest.mark.parametrize(("verb", "place", "count"), [(*group, 2) for group in GROUPS])
 def test_a_sample(stage: Stage, rng: random.Random, verb: Verb, place: Place, count: int) -> None:
     for case in sample(rng, of("process", verb, place), count):
         print(case)

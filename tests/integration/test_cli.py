@@ -67,7 +67,12 @@ def test_the_demo_in_one_document():
 def test_every_verb_has_json():
     verbs = re.findall(r"^  ([a-z]+)  ", cosmos("--help").stdout, re.M)
     assert len(verbs) > 10
-    without = [verb for verb in verbs if "--json" not in cosmos(verb, "--help").stdout]
+    helps = {verb: cosmos(verb, "--help").stdout for verb in verbs}
+    for group in [verb for verb, text in helps.items() if "COMMAND [ARGS]" in text]:
+        below = re.findall(r"^  ([a-z-]+)  ", helps.pop(group), re.M)
+        assert len(below) > 2
+        helps |= {f"{group} {verb}": cosmos(group, verb, "--help").stdout for verb in below}
+    without = [verb for verb, text in helps.items() if "--json" not in text]
     assert without == ["serve"], "only what never ends has no outcome"
 
 
