@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import random
@@ -237,8 +236,18 @@ def test_a_walker_that_dies_ends_it(tree: Path, monkeypatch: pytest.MonkeyPatch)
     from cosmos_coherence import errors
     from cosmos_coherence.volumes import walkers
 
+    pids: list[int] = []
+    fork = os.fork
+
+    def noted() -> int:
+        pids.append(fork())
+        return pids[-1]
+
+    monkeypatch.setattr(os, "fork", noted)
     monkeypatch.setattr(walkers, "_work", lambda *_: os._exit(9))
     with pytest.raises(errors.CosmosError, match="has died"):
         count_tree(tree, large=1)
-    with contextlib.suppress(ChildProcessError):  # nobody is left, or only servers of other tests
-        assert os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    assert len(pids) == walkers.PROCESSES
+    for pid in pids:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)

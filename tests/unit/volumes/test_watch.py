@@ -101,8 +101,17 @@ def storm(root: Path, chance: random.Random, rounds: int) -> None:
                     (folder / f"s{number}").symlink_to("nowhere" * chance.randrange(1, 30))
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("turn", range(60))
+def test_any_storm(watch: TreeWatch, root: Path, rng: random.Random, turn: int) -> None:
+    for _ in range(4):
+        storm(root, rng, 60 + 40 * (turn % 6))
+        equal(watch, root)
+
+
 @pytest.mark.parametrize("turn", range(6))
-def test_a_storm(watch: TreeWatch, root: Path, rng: random.Random, turn: int) -> None:
+def test_a_storm(watch: TreeWatch, root: Path, turn: int) -> None:
+    rng = random.Random(200 + turn)
     for _ in range(4):
         storm(root, rng, 60 + 40 * turn)
         equal(watch, root)
