@@ -61,7 +61,8 @@ class Ledger:
     blocks: int = 0
     files: int = 0
     unsure: set[int] = field(default_factory=set)
-    """Files that turned out to have further names, which may stand in the ledger as if they were files of one name."""
+    """Files that turned out to have further names, which may stand in the ledger as if they were files of one name, or
+    that have lost one, through which they may have been written."""
 
     @property
     def usage(self) -> Usage:
@@ -174,14 +175,17 @@ class Ledger:
         return gone
 
     def holding(self, inodes: set[int]) -> list[bytes]:
-        """The folders in which one of these files stands as a file of one name."""
+        """The folders in which one of these files stands."""
         wanted = sorted(inodes)
         return [
             path
             for path, record in self.records.items()
-            if (at := bisect_left(wanted, record.lowest)) < len(wanted)
-            and wanted[at] <= record.highest
-            and not inodes.isdisjoint(record.inodes)
+            if (
+                (at := bisect_left(wanted, record.lowest)) < len(wanted)
+                and wanted[at] <= record.highest
+                and not inodes.isdisjoint(record.inodes)
+            )
+            or (record.linked and not inodes.isdisjoint(record.linked.values()))
         ]
 
     def _link(self, record: Record, name: bytes, inode: int, found: Shared) -> None:
@@ -203,7 +207,9 @@ class Ledger:
     def _unlink(self, inode: int) -> None:
         known = self.shared[inode]
         known.here -= 1
-        if not known.here:
+        if known.here:
+            self.unsure.add(inode)  # it may have been written through the name that has gone
+        else:
             del self.shared[inode]
             self.blocks -= known.blocks
             self.files -= 1

@@ -254,8 +254,10 @@ def _look(ledger: Ledger, walk: Walk, path: bytes, names: Collection[bytes] | No
 
 
 def _resolve(ledger: Ledger, walk: Walk) -> None:
-    """A file that has got further names counts once: the folders where it stands as a file of one name are listed."""
-    while unsure := {i for i in ledger.unsure if (f := ledger.shared.get(i)) and f.here < f.names}:
+    """A file that has got further names counts once, and as it is now: the folders where it stands are listed."""
+    done: set[int] = set()
+    while unsure := {i for i in ledger.unsure - done if (f := ledger.shared.get(i)) and f.here < f.names}:
+        done |= unsure
         ledger.unsure = set()
         for path in ledger.holding(unsure):
             _look(ledger, walk, path, None)
