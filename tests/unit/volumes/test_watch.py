@@ -64,41 +64,45 @@ def storm(root: Path, chance: random.Random, rounds: int) -> None:
             continue
         files = [path for path in folder.iterdir() if not path.is_dir()]
         file = chance.choice(files) if files else folder / "first"
-        match chance.randrange(12):
-            case 0 | 1:
-                file.write_bytes(bytes(chance.randrange(100_000)))
-            case 2:
-                with file.open("ab") as appending:
-                    appending.write(bytes(chance.randrange(50_000)))
-            case 3:
-                file.unlink(missing_ok=True)
-            case 4 if file.exists():
-                file.rename(other / f"moved{number}")
-            case 5 if file.exists():
-                os.link(file, other / f"linked{number}", follow_symlinks=False)
-            case 6:
-                (other / f"new{number}" / "below").mkdir(parents=True)
-                folders += [other / f"new{number}", other / f"new{number}/below"]
-                (other / f"new{number}/below/content").write_bytes(bytes(9000))
-            case 7 if folder not in (root, other) and not other.is_relative_to(folder):
-                folder.rename(other / f"folder{number}")
-                folders.append(other / f"folder{number}")
-            case 8 if folder != root:
-                away = aside / f"{number}-{time.monotonic_ns()}"
-                folder.rename(away)
-                if chance.random() < 0.6:
-                    away.rename(other / f"back{number}") if other.is_dir() else None
-                    folders.append(other / f"back{number}")
-            case 9 if folder != root and chance.random() < 0.3:
-                subprocess.run(["rm", "-r", folder], check=True)
-            case 10:
-                with (folder / f"hole{number}").open("wb") as sparse:
-                    sparse.truncate(1 << 24)
-                    sparse.seek(chance.randrange(1 << 23))
-                    sparse.write(b"x" * 5000)
-            case 11:
-                with contextlib.suppress(FileExistsError):
-                    (folder / f"s{number}").symlink_to("nowhere" * chance.randrange(1, 30))
+        try:
+            match chance.randrange(12):
+                case 0 | 1:
+                    file.write_bytes(bytes(chance.randrange(100_000)))
+                case 2:
+                    with file.open("ab") as appending:
+                        appending.write(bytes(chance.randrange(50_000)))
+                case 3:
+                    file.unlink(missing_ok=True)
+                case 4 if file.exists():
+                    file.rename(other / f"moved{number}")
+                case 5 if file.exists():
+                    os.link(file, other / f"linked{number}", follow_symlinks=False)
+                case 6:
+                    (other / f"new{number}" / "below").mkdir(parents=True)
+                    folders += [other / f"new{number}", other / f"new{number}/below"]
+                    (other / f"new{number}/below/content").write_bytes(bytes(9000))
+                case 7 if folder not in (root, other) and not other.is_relative_to(folder):
+                    folder.rename(other / f"folder{number}")
+                    folders.append(other / f"folder{number}")
+                case 8 if folder != root:
+                    away = aside / f"{number}-{time.monotonic_ns()}"
+                    folder.rename(away)
+                    if chance.random() < 0.6:
+                        away.rename(other / f"back{number}") if other.is_dir() else None
+                        folders.append(other / f"back{number}")
+                case 9 if folder != root and chance.random() < 0.3:
+                    subprocess.run(["rm", "-r", folder], check=True)
+                case 10:
+                    with (folder / f"hole{number}").open("wb") as sparse:
+                        sparse.truncate(1 << 24)
+                        sparse.seek(chance.randrange(1 << 23))
+                        sparse.write(b"x" * 5000)
+                case 11:
+                    with contextlib.suppress(FileExistsError):
+                        (folder / f"s{number}").symlink_to("nowhere" * chance.randrange(1, 30))
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # a name that an earlier turn has made
+                raise
 
 
 @pytest.mark.soak
