@@ -17,20 +17,12 @@ import time
 import uuid
 from pathlib import Path
 
+from benchmarks.volume import COMPOSE
 from cosmos_coherence.volumes.walkers import count_tree
 from cosmos_coherence.volumes.watch import TreeWatch
 
 FILES = 1_000_000
 IN_A_FOLDER = 100
-COMPOSE = """
-name: {project}
-services:
-  app:
-    image: busybox:1
-    command: sh -c "trap exit TERM; while :; do sleep 0.1; done"
-    volumes: [data:/data]
-volumes: {{data: {{}}}}
-"""
 
 
 def measure(rounds=5):

@@ -21,24 +21,9 @@ from cosmos_coherence.settings import ServeSettings
 from support import stores
 
 
-@pytest.fixture(scope="module")
-def server():
-    with stores.postgres() as found:
-        yield found
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def engine(request, tmp_path):
-    if request.param == "sqlite":
-        found = database.connect(ServeSettings(), tmp_path)
-    else:
-        server = request.getfixturevalue("server")
-        found = database.connect(
-            ServeSettings(database_url=server.database(), database_password_file=server.password_file)
-        )
-    assert found.dialect.name == request.param
-    yield found
-    found.dispose()
+@pytest.fixture
+def engine(empty):
+    return empty
 
 
 def report(run="20260101_000000", verb="backup", minutes=0, **fields) -> bytes:

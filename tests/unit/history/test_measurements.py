@@ -29,25 +29,6 @@ HOUR, DAY = 3600.0, 86400.0
 NOW = 1_800_000_000.0
 
 
-@pytest.fixture(scope="module")
-def server():
-    with stores.postgres() as found:
-        yield found
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def empty(request, tmp_path):
-    if request.param == "sqlite":
-        found = database.connect(ServeSettings(), tmp_path)
-    else:
-        server = request.getfixturevalue("server")
-        found = database.connect(
-            ServeSettings(database_url=server.database(), database_password_file=server.password_file)
-        )
-    yield found
-    found.dispose()
-
-
 @pytest.fixture
 def engine(empty):
     database.migrate(empty)
