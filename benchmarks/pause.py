@@ -143,7 +143,7 @@ def cuts(stack: CountingStack, settings: Settings, wanted: int, *, cold: bool) -
             before, began = stack.acknowledged(), time.monotonic()
             instant = one_instant(
                 stack.runtime, settings, story, Journal(state), made, Nowhere(),  # type: ignore[arg-type]
-                engines=plan.coverage.engines, quiet=plan.holding.quiet,
+                engines=plan.coverage.engines,
             )  # fmt: skip
             seconds = time.monotonic() - began
             anchored = {part: round(ms, 2) for part, ms in instant.cut.anchored_ms.items()}

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from benchmarks.coherence.record import STORES
 from benchmarks.coherence.writer import TABLE
 from cosmos_coherence.drivers import stackfile
@@ -125,18 +127,17 @@ def process_stack(stores: tuple[str, ...] = STORES, *, below: Path = Path("/var/
         spec = stackfile.read(folder)
         demo = next(service for service in spec.services if service.name == "writer")
         writers = [
-            demo.model_copy(
-                update={
-                    "name": name,
-                    "argv": (sys.executable, *_writer_argv(ids, stores, folder / "volumes/files", folder / "board")),
-                    "volumes": (MountSpec(volume="files", target="/files"),),
-                    "environment": {**demo.environment, "PYTHONPATH": str(ROOT)},
-                }
+            structs.replace(
+                demo,
+                name=name,
+                argv=(sys.executable, *_writer_argv(ids, stores, folder / "volumes/files", folder / "board")),
+                volumes=(MountSpec(volume="files", target="/files"),),
+                environment={**demo.environment, "PYTHONPATH": str(ROOT)},
             )
             for name, ids in SERVICES.items()
         ]
         servers = [service for service in spec.services if service.name != "writer"]
-        stackfile.write(folder, spec.model_copy(update={"services": (*servers, *writers)}))
+        stackfile.write(folder, structs.replace(spec, services=(*servers, *writers)))
         runtime.start(["db", "redis"])
         runtime.wait_ready(["db", "redis"])
         stack = _seeded(CountingStack(folder, runtime, stores))

@@ -12,11 +12,12 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from msgspec import Meta
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, tables
+from cosmos_coherence.tables import Table, Written
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
@@ -31,7 +32,7 @@ def seconds(text: object) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
-Duration = Annotated[float, BeforeValidator(seconds)]
+Duration = Annotated[float, Written(seconds)]
 
 
 def words(value: object) -> object:
@@ -39,7 +40,7 @@ def words(value: object) -> object:
     return tuple(shlex.split(value)) if isinstance(value, str) else value
 
 
-Command = Annotated[tuple[str, ...], BeforeValidator(words)]
+Command = Annotated[tuple[str, ...], Written(words)]
 
 
 def share(text: object) -> float:
@@ -55,14 +56,10 @@ def share(text: object) -> float:
     return found
 
 
-Share = Annotated[float, BeforeValidator(share)]
+Share = Annotated[float, Written(share)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StackSettings(_Table):
+class StackSettings(Table, frozen=True):
     """``[stack]``: which stack, and what runs it."""
 
     project: str = ""
@@ -71,37 +68,37 @@ class StackSettings(_Table):
     directory: Path = Path()
 
 
-class SourceSettings(_Table):
+class SourceSettings(Table, frozen=True):
     """``[[source]]``: what discovery cannot know."""
 
     kind: Literal["postgres", "redis", "volume", "files", "sqlite"]
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     path: Path | None = None
     service: str = ""
     exclude: tuple[str, ...] = ()
 
 
-class CutSettings(_Table):
+class CutSettings(Table, frozen=True):
     """``[cut]``: how long the writers may stand still."""
 
     max_pause: Duration = 1.0
-    attempts: int = Field(default=3, ge=1, le=20)
+    attempts: Annotated[int, Meta(ge=1, le=20)] = 3
 
 
-class BackupSettings(_Table):
+class BackupSettings(Table, frozen=True):
     """``[backup]``: where archives lie and what the run may use of the machine."""
 
     directory: Path = Path("backups")
     archive: bool = False
     """Whether an archive is made as well when backups go to a repository."""
-    workers: int = Field(default=2, ge=1, le=64)
-    nice: int = Field(default=10, ge=0, le=19)
+    workers: Annotated[int, Meta(ge=1, le=64)] = 2
+    nice: Annotated[int, Meta(ge=0, le=19)] = 10
     idle_io: bool = True
-    min_free: int = Field(default=256 * 1024 * 1024, ge=0)
+    min_free: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
     """Bytes that must stay free on the disk of the archives."""
 
 
-class RepositorySettings(_Table):
+class RepositorySettings(Table, frozen=True):
     """``[repository]``: where backups are kept deduplicated and encrypted. Without a URL, archives are all there is.
 
     Secrets are named, not written: each is the first line of a file, or what a command prints.
@@ -122,18 +119,18 @@ class RepositorySettings(_Table):
     rest_password_file: Path | None = None
     ca: Path | None = None
     """Certificates of an authority that the machine does not know."""
-    upload_limit: int | None = Field(default=None, gt=0)
-    download_limit: int | None = Field(default=None, gt=0)
+    upload_limit: Annotated[int, Meta(gt=0)] | None = None
+    download_limit: Annotated[int, Meta(gt=0)] | None = None
     """Bytes per second."""
 
 
-class RetentionSettings(_Table):
+class RetentionSettings(Table, frozen=True):
     """``[retention]``: how long backups are kept."""
 
     keep_within: Duration = 7 * 86400.0
 
 
-class ScheduleSettings(_Table):
+class ScheduleSettings(Table, frozen=True):
     """``[schedule]``: what the agent does when, in cron form; ``off`` is never."""
 
     backup: str = "0 2 * * *"
@@ -150,7 +147,7 @@ class ScheduleSettings(_Table):
     """Share of the repository's data that a check reads."""
 
 
-class HistorySettings(_Table):
+class HistorySettings(Table, frozen=True):
     """``[history]``: how long measurements are kept, and how closely."""
 
     every: Duration = 2 * 86400.0
@@ -159,50 +156,48 @@ class HistorySettings(_Table):
     """Then, up to this age, of each hour the last, the lowest and the highest."""
     daily: Duration = 730 * 86400.0
     """Then the same of each day, and nothing older."""
-    spool: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
+    spool: Annotated[int, Meta(ge=1024 * 1024)] = 64 * 1024 * 1024
     """Bytes of measurements that may wait while the database is down; beyond it the oldest go."""
 
-    @model_validator(mode="after")
-    def _falls(self) -> Self:
+    def __post_init__(self) -> None:
         if not self.every <= self.hourly <= self.daily:
             raise ValueError("every, hourly and daily must grow in this order")
-        return self
 
 
-class AlarmSettings(_Table):
+class AlarmSettings(Table, frozen=True):
     """``[alarms]``: what is an alarm."""
 
-    usage: float = Field(default=0.80, gt=0.05, le=1.0)
+    usage: Annotated[float, Meta(gt=0.05, le=1.0)] = 0.80
     """Share of a disk in use."""
-    days_left: float = Field(default=7.0, gt=0)
+    days_left: Annotated[float, Meta(gt=0)] = 7.0
     """Days until a disk is full."""
     backup_age: Duration = 26 * 3600.0
     """Of the newest complete backup."""
     proof_age: Duration = 0.0
     """Of the newest proof; 0 for no such alarm."""
-    certificate_days: float = Field(default=14.0, gt=0)
-    repeat: Annotated[Duration, Field(ge=3600.0)] = 24 * 3600.0
+    certificate_days: Annotated[float, Meta(gt=0)] = 14.0
+    repeat: Annotated[Duration, Meta(ge=3600.0)] = 24 * 3600.0
     """An alarm that lasts is told again after this, never sooner."""
 
 
-class NotifySettings(_Table):
+class NotifySettings(Table, frozen=True):
     """``[notify]``: who is told. Addresses are secrets: each lies in a file."""
 
     urls_file: Path | None = None
     """One apprise URL a line; lines that begin with ``#`` are passed over."""
     ping_url_file: Path | None = None
     """The first line is an URL that is asked after each backup, ``/fail`` appended when it is not good."""
-    limit: Annotated[Duration, Field(gt=0, le=120.0)] = 20.0
+    limit: Annotated[Duration, Meta(gt=0, le=120.0)] = 20.0
     """How long a notifier may take."""
 
 
-Fullness = Annotated[float, Field(gt=0, le=1)]
+Fullness = Annotated[float, Meta(gt=0, le=1)]
 
 
-class HealthSettings(_Table):
+class HealthSettings(Table, frozen=True):
     """``[health]``: what is asked besides what the stack says of itself, and from when on a finding is one."""
 
-    limit: Annotated[Duration, Field(gt=0)] = 5.0
+    limit: Annotated[Duration, Meta(gt=0)] = 5.0
     """How long a check may take."""
     urls: Command = ()
     """Further addresses that have to answer: ``https://shop.example.org/health``."""
@@ -218,14 +213,14 @@ class HealthSettings(_Table):
     proof_warn: Duration = 35 * 86400.0
 
 
-class AuditSettings(_Table):
+class AuditSettings(Table, frozen=True):
     """``[audit]``: which rules are known and left as they are."""
 
     ignore: Command = ()
     """Ids of rules; they are shown as ignored."""
 
 
-class Settings(_Table):
+class Settings(Table, frozen=True):
     """All settings. Nothing is needed for the reference stack."""
 
     stack: StackSettings = StackSettings()
@@ -294,10 +289,9 @@ def load(folder: Path, *, file: Path | None = None, environ: Mapping[str, str] |
     if isinstance(data["stack"], dict):
         data["stack"]["directory"] = (folder / data["stack"].get("directory", "")).resolve()
     try:
-        return Settings.model_validate(data)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors())
-        raise errors.ConfigurationError(f"the settings are wrong: {faults}") from error
+        return tables.read(Settings, data)
+    except tables.Wrong as error:
+        raise errors.ConfigurationError(f"the settings are wrong: {error}") from error
 
 
 def _put(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
@@ -309,7 +303,7 @@ def _put(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     data[path[-1]] = value
 
 
-class ServeSettings(_Table):
+class ServeSettings(Table, frozen=True):
     """What the served parts need to reach the stack's own stores and each other; never read from ``cosmos.toml``."""
 
     database_url: str = ""
@@ -322,16 +316,16 @@ class ServeSettings(_Table):
     """Where the dashboard asks."""
     cache_directory: Path = Path("data/cache")
     data_directory: Path = Path("data")
-    min_free: int = Field(default=256 * 1024 * 1024, ge=0)
+    min_free: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
     """Bytes below which the disk of the data directory counts as full."""
 
 
 def load_serve(environ: Mapping[str, str] | None = None) -> ServeSettings:
     """Read ``COSMOS_DATABASE_URL``, ``COSMOS_REDIS_URL`` and so on. ``ConfigurationError`` names every fault."""
     environ = os.environ if environ is None else environ
-    names = {name: f"COSMOS_{name.upper()}" for name in ServeSettings.model_fields}
+    names = {name: f"COSMOS_{name.upper()}" for name in tables.names(ServeSettings)}
     try:
-        return ServeSettings.model_validate({k: environ[v] for k, v in names.items() if environ.get(v)})
-    except ValidationError as error:
-        faults = "; ".join(f"{names[str(e['loc'][0])]}: {e['msg']}" for e in error.errors())
+        return tables.read(ServeSettings, {k: environ[v] for k, v in names.items() if environ.get(v)})
+    except tables.Wrong as error:
+        faults = "; ".join(f"{names[path[0]]}: {fault}" for path, fault in error.faults)
         raise errors.ConfigurationError(f"the settings are wrong: {faults}") from error

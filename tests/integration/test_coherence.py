@@ -12,6 +12,7 @@ from benchmarks.coherence import baselines, campaign, stores
 from benchmarks.coherence.checker import Violation, judge
 from benchmarks.coherence.stacks import SERVICES, process_stack
 from benchmarks.coherence.writer import key
+from msgspec import structs
 
 from cosmos_coherence.drivers import stackfile
 
@@ -55,10 +56,10 @@ def test_a_writer_that_nobody_holds_is_found(stack, number):
     """Our own backup, with the hold switched off for half of the writers: the same checks have to fail for these."""
     spec = stackfile.read(stack.folder)
     free = [
-        service.model_copy(update={"labels": {"cosmos.hold": "never"}}) if service.name == "writer-b" else service
+        structs.replace(service, labels={"cosmos.hold": "never"}) if service.name == "writer-b" else service
         for service in spec.services
     ]
-    stackfile.write(stack.folder, spec.model_copy(update={"services": tuple(free)}))
+    stackfile.write(stack.folder, structs.replace(spec, services=tuple(free)))
     found: list[Violation] = []
     archive = {"COSMOS_REPOSITORY__URL": ""}
     try:

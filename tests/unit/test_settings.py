@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_coherence import errors, settings
+from cosmos_coherence import errors, settings, tables
 
 
 def test_nothing_is_needed(tmp_path):
@@ -47,11 +47,6 @@ def test_no_durations(text):
 
 
 def test_every_setting_is_in_the_manual():
-    def names(model, prefix=""):
-        for name, field in model.model_fields.items():
-            below = getattr(field.annotation, "model_fields", None)
-            yield from names(field.annotation, f"{prefix}{name}.") if below else [f"{prefix}{name}"]
-
     manual = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
-    missing = [name for name in names(settings.Settings) if f"`{name}`" not in manual and name != "source"]
+    missing = [name for name in tables.names(settings.Settings) if f"`{name}`" not in manual and name != "source"]
     assert missing == []

@@ -43,6 +43,8 @@ def options() -> tuple[str, ...]:
 
 def settings(*, keep_within: str | None = None) -> Settings:
     """The settings of this call; without one, a folder with a ``stack.json`` is a stack of plain processes."""
+    from msgspec import structs
+
     from cosmos_coherence import settings as declaration
 
     folder = given.directory.resolve()
@@ -58,7 +60,7 @@ def settings(*, keep_within: str | None = None) -> Settings:
         retention__keep_within=keep_within,
     )
     if _alone(found):
-        return found.model_copy(update={"stack": found.stack.model_copy(update={"runtime": "process"})})
+        return structs.replace(found, stack=structs.replace(found.stack, runtime="process"))
     return found
 
 

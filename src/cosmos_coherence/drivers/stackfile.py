@@ -10,68 +10,65 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+import msgspec
+from msgspec import Meta
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, tables
+from cosmos_coherence.tables import Table, Written
 
 FILE_NAME = "stack.json"
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def _known_signal(name: object) -> object:
+    if name not in signal.Signals.__members__:
+        raise ValueError(f"{name} is not a signal of this system")
+    return name
 
 
-class MountSpec(_Table):
+class MountSpec(Table, frozen=True):
     """A volume of the stack by its short name, or a folder of the machine, that a service uses."""
 
     volume: Name | None = None
     path: Path | None = None
-    target: str = Field(default="", pattern=r"^(/.*)?$")
+    target: Annotated[str, Meta(pattern=r"^(/.*)?$")] = ""
     """The path by which discovery knows what lies there, as in a container of the service's image; empty: the real
     path, which is what the process itself sees in any case."""
 
 
-class ServiceSpec(_Table):
+class ServiceSpec(Table, frozen=True):
     """One process: what is run, in which surroundings, and how it is asked to be ready and to stop."""
 
     name: Name
-    argv: tuple[str, ...] = Field(min_length=1)
+    argv: Annotated[tuple[str, ...], Meta(min_length=1)]
     image: str = ""
     """What a container of it would run (``postgres``), by which discovery recognises it."""
     cwd: Path | None = None
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = msgspec.field(default_factory=dict)
     """Also that of every command run in the service."""
     volumes: tuple[MountSpec, ...] = ()
     depends_on: tuple[Name, ...] = ()
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     ready: tuple[str, ...] = ()
     """A command run in the service that succeeds when it is ready; none: running is enough."""
-    stop_signal: str = "SIGTERM"
+    stop_signal: Annotated[str, Written(_known_signal)] = "SIGTERM"
     user: str = ""
 
-    @field_validator("stop_signal")
-    @classmethod
-    def _known_signal(cls, name: str) -> str:
-        if name not in signal.Signals.__members__:
-            raise ValueError(f"{name} is not a signal of this system")
-        return name
 
-
-class VolumeSpec(_Table):
+class VolumeSpec(Table, frozen=True):
     """A volume of the stack; its files lie in ``volumes/<short name>``."""
 
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class StackSpec(_Table):
+class StackSpec(Table, frozen=True):
     """The whole file."""
 
     project: Name
     services: tuple[ServiceSpec, ...]
-    volumes: dict[Name, VolumeSpec] = {}
+    volumes: dict[Name, VolumeSpec] = msgspec.field(default_factory=dict)
 
 
 def read(folder: Path) -> StackSpec:
@@ -95,11 +92,10 @@ def read(folder: Path) -> StackSpec:
             remedy=f"Make it yours: chown {os.geteuid()} {path} && chmod 600 {path}",
         )
     try:
-        spec = StackSpec.model_validate_json(data)
-        faults = list(_contradictions(spec))
-    except ValidationError as error:
-        faults = [f"{'.'.join(str(step) for step in e['loc']) or 'file'}: {e['msg']}" for e in error.errors()]
-    if faults:
+        spec = tables.read(StackSpec, msgspec.json.decode(data))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, tables.Wrong) as error:
+        raise errors.ConfigurationError(f"{path} is wrong: {error}") from error
+    if faults := list(_contradictions(spec)):
         raise errors.ConfigurationError(f"{path} is wrong: {'; '.join(faults)}")
     return spec
 
@@ -110,7 +106,7 @@ def write(folder: Path, spec: StackSpec) -> None:
     new.unlink(missing_ok=True)
     new.touch(mode=0o600, exist_ok=False)
     with new.open("w", encoding="utf-8") as file:
-        file.write(spec.model_dump_json(indent=2, exclude_defaults=True) + "\n")
+        file.write(msgspec.json.format(msgspec.json.encode(spec, enc_hook=str), indent=2).decode() + "\n")
         file.flush()
         os.fsync(file.fileno())
     new.replace(folder / FILE_NAME)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from msgspec import structs
+
 from cosmos_coherence import errors
 from cosmos_coherence import settings as declaration
 from cosmos_coherence.flow import store
@@ -138,4 +140,4 @@ def _configured(folder: Path, url: str) -> Path:
 
 
 def _with_url(settings: Settings, url: str) -> Settings:
-    return settings.model_copy(update={"repository": settings.repository.model_copy(update={"url": url})})
+    return structs.replace(settings, repository=structs.replace(settings.repository, url=url))

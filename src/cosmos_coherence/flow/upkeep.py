@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from cosmos_coherence import errors
 from cosmos_coherence.flow import known, store
 from cosmos_coherence.settings import Settings
@@ -111,7 +113,7 @@ def copy(settings: Settings, target: Settings, *, project: str | None, names: tu
 
 def second(settings: Settings, url: str, password_file: Path) -> Settings:
     """The settings of the other repository: its URL and password, everything else as for the first."""
-    repository = settings.repository.model_copy(
-        update={"url": url, "password_file": settings.stack.directory / password_file, "password_command": ()}
+    repository = structs.replace(
+        settings.repository, url=url, password_file=settings.stack.directory / password_file, password_command=()
     )
-    return settings.model_copy(update={"repository": repository})
+    return structs.replace(settings, repository=repository)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import redis
+from msgspec import structs
 from prometheus_client.parser import text_string_to_metric_families
 
 from cosmos_coherence import errors
@@ -67,7 +68,7 @@ def outcomes(answer):
 
 
 def down(settings, **fields):
-    return settings.model_copy(update=fields)
+    return structs.replace(settings, **fields)
 
 
 def test_health_says_ok_for_all_three(client, settings):
