@@ -1,4 +1,4 @@
-"""Processes that read small files beside us: each has its own packs and tells us what it has stored.
+"""Processes that save small files and their folders beside us: each has its own packs and tells what it has stored.
 
 They share nothing with us but pipes. One that dies, or fails, fails the whole; when we die, however, their pipe breaks
 and they end. What is left in their packs at the end comes to us, so that a backup does not end in many small packs.
@@ -24,7 +24,7 @@ import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied
-from cosmos_coherence.repository import small_files
+from cosmos_coherence.repository import nodes, small_files, trees
 from cosmos_coherence.repository.blob import Blob, Id
 from cosmos_coherence.repository.crypto import Buffer
 from cosmos_coherence.repository.repository import Repository
@@ -45,6 +45,12 @@ class Read(msgspec.Struct, tag=True):
     paths: list[bytes]
 
 
+class Join(msgspec.Struct, tag=True):
+    """To a process: save the trees of these folders, each with its number, which hold nothing but plain files."""
+
+    folders: list[tuple[int, list[Copied]]]
+
+
 class Finish(msgspec.Struct, tag=True):
     """To a process: nothing follows; hand over what is left."""
 
@@ -60,6 +66,12 @@ class Done(msgspec.Struct, tag=True):
     """From a process: those that it has taken."""
 
     copied: list[Copied]
+
+
+class Joined(msgspec.Struct, tag=True):
+    """From a process: the tree of each folder, by its number."""
+
+    trees: list[tuple[int, str]]
 
 
 class Left(msgspec.Struct, tag=True):
@@ -83,8 +95,8 @@ class Failed(msgspec.Struct, tag=True):
     error: bytes
 
 
-Order = Read | Finish | Stored
-Answer = Stored | Done | Left | Finished | Failed
+Order = Read | Join | Finish | Stored
+Answer = Stored | Done | Joined | Left | Finished | Failed
 _orders: Final = msgspec.msgpack.Decoder(Order)
 _answers: Final = msgspec.msgpack.Decoder(Answer)
 
@@ -130,26 +142,38 @@ class Team:
 
         Raises as ``small_files.copied``, and ``CosmosError`` when a process has died.
         """
+        place, left = os.fsencode(root.absolute()), iter(paths)
+        batches = iter(lambda: list(itertools.islice(left, _BATCH)), [])
+        for answer in self._answers_to((Read(place, batch) for batch in batches), saver):
+            if isinstance(answer, Done):
+                yield from answer.copied
+
+    def trees(self, folders: Iterable[tuple[int, list[Copied]]], saver: Saver) -> Iterator[tuple[int, str]]:
+        """Have the trees of folders saved that hold nothing but plain files; their ids by number. As ``copied``."""
+        for answer in self._answers_to(map(Join, _batches(folders)), saver):
+            if isinstance(answer, Joined):
+                yield from answer.trees
+
+    def _answers_to(self, orders: Iterator[Order], saver: Saver) -> Iterator[Answer]:
         with self._turn:
-            place, left, outstanding = os.fsencode(root.absolute()), iter(paths), 0
-            more = True
+            outstanding, more = 0, True
             while more or outstanding:
                 for member in sorted(self._members, key=lambda each: each.outstanding):
                     if more and member.outstanding < _AHEAD:
-                        batch = list(itertools.islice(left, _BATCH))
-                        more = bool(batch)
-                        if batch:
+                        order = next(orders, None)
+                        more = order is not None
+                        if order is not None:
                             member.outstanding += 1
                             outstanding += 1
-                            member.queue(Read(place, batch))
+                            member.queue(order)
                 if not outstanding:
                     continue
                 for number, answer in self._answers():
                     if isinstance(answer, Stored):
                         self._take(answer, number, saver)
-                    elif isinstance(answer, Done):
+                    elif isinstance(answer, Done | Joined):
                         outstanding -= 1
-                        yield from answer.copied
+                        yield answer
 
     def finish(self, saver: Saver) -> None:
         """Nothing follows: the saver gets what is left in their packs. Raises as ``copied``."""
@@ -251,11 +275,25 @@ class _Member:
                 break
             answer = _answers.decode(bytes(received[at + _LENGTH_BYTES : end]))
             at = end
-            if isinstance(answer, Done):
+            if isinstance(answer, Done | Joined):
                 self.outstanding -= 1
             self.finished = self.finished or isinstance(answer, Finished)
             yield answer
         del received[:at]
+
+
+def _batches(folders: Iterable[tuple[int, list[Copied]]]) -> Iterator[list[tuple[int, list[Copied]]]]:
+    """Some folders at a time, with so many names together that it is worth while."""
+    batch: list[tuple[int, list[Copied]]] = []
+    names = 0
+    for folder in folders:
+        batch.append(folder)
+        names += len(folder[1])
+        if names >= _BATCH:
+            yield batch
+            batch, names = [], 0
+    if batch:
+        yield batch
 
 
 def _fork(repository: Repository, others: Iterable[_Member], prepare: Callable[[], None]) -> _Member:
@@ -297,6 +335,9 @@ def _work(repository: Repository, orders: int, answers: int) -> None:
             if isinstance(order, Read):
                 root = Path(os.fsdecode(order.root))
                 say(Done(list(small_files.copied(root, order.paths, lambda plain: saver.save("data", plain).hex()))))
+            elif isinstance(order, Join):
+                joined = ((number, trees.joined(map(nodes.plain_json, names))) for number, names in order.folders)
+                say(Joined([(number, saver.save("tree", tree).hex()) for number, tree in joined]))
             elif isinstance(order, Stored):
                 repository.index.add(order.pack, order.blobs)
             else:

@@ -106,6 +106,8 @@ def format_time(ns: int) -> str:
     """A time as RFC 3339 in UTC with as many digits as it takes; outside the years 1 to 9999 the nearest inside."""
     seconds, rest = divmod(ns, 1_000_000_000)
     if 0 <= seconds <= _LAST and rest:
+        if rest % 10:
+            return f"{_format_second(seconds)}.{rest:09d}Z"
         return f"{_format_second(seconds)}.{rest:09d}".rstrip("0") + "Z"
     if not _FIRST <= seconds <= _LAST:
         seconds, rest = (_FIRST, 0) if seconds < _FIRST else (_LAST, 999_999_999)

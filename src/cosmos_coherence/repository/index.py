@@ -59,14 +59,16 @@ class Index:
         found: set[str] = set()
         wanted = kind == "tree"
         with self._lock:
-            shift = 32 - self._bits
+            buckets, shift = self._buckets, 32 - self._bits
             for text in ids:
                 try:
-                    blob_id = _id(text)
+                    blob_id = bytes.fromhex(text)
                 except ValueError:
+                    blob_id = b""
+                if len(blob_id) != 32 or len(text) != 64:
                     found.add(text)
                     continue
-                bucket = self._buckets[int.from_bytes(blob_id[:4], "big") >> shift]
+                bucket = buckets[int.from_bytes(blob_id[:4], "big") >> shift]
                 at = bucket.find(blob_id)
                 while at >= 0 and (at % _SIZE or (bucket[at + _KIND_BYTE] >= 0x80) != wanted):
                     at = bucket.find(blob_id, at + 1)

@@ -52,13 +52,30 @@ def node(
     )
 
 
-def file_json(name: bytes, copied: Copied, content: Sequence[str]) -> str:
-    """The JSON of a file with one name and no attributes, as ``trees.encode_node`` writes its node, only faster."""
+def is_plain(copied: Copied) -> bool:
+    """Whether it is a file with one name and no attributes."""
+    return copied.found.kind == "file" and copied.found.nlink <= 1 and not copied.xattrs
+
+
+def plain_json(copied: Copied) -> str:
+    """The JSON of a plain file of at most one blob."""
+    return file_json(copied, (copied.sha256,) if copied.found.size else ())
+
+
+def file_json(copied: Copied, content: Sequence[str]) -> str:
+    """The JSON of a plain file, as ``trees.encode_node`` writes its node, only faster."""
     found = copied.found
+    name = found.path.rpartition(b"/")[2]
     mtime = gotext.format_time(found.mtime_ns)
     ctime_ns = found.ctime_ns or found.mtime_ns
     ctime = mtime if ctime_ns == found.mtime_ns else gotext.format_time(ctime_ns)
     mode, size, links = go_mode(0o100000 | found.mode), found.size, found.nlink
+    if mode and found.ino and size and links and len(content) == 1:
+        return (
+            f'{{"name":{gotext.quoted_name(name)},"type":"file","mode":{mode},"mtime":"{mtime}","atime":"{mtime}"'
+            f',"ctime":"{ctime}"{_owner(found.uid, found.gid)},"inode":{found.ino},"size":{size},"links":{links}'
+            f',"content":["{content[0]}"]}}'
+        )
     return "".join((
         f'{{"name":{gotext.quoted_name(name)},"type":"file"',
         f',"mode":{mode}' if mode else "",

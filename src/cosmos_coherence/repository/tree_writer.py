@@ -166,12 +166,13 @@ class RepositoryTree:
         node = partial(_node, whole, links, self._large)
         folders: dict[bytes, tuple[str, int]] = {}
         same: set[bytes] = set()
+        joined = self._joined_beside(below, links)
         for path in sorted(below, reverse=True):  # a folder comes after those that lie in it
             entries = below[path]
             tree = self._kept(path, entries, same)
             if tree:
                 same.add(path)
-            else:
+            elif not (tree := joined.get(path, "")):
                 pieces = [node(each, folders) for each in entries]  # in the order of their names already
                 tree = self._saver.save("tree", trees.joined(pieces)).hex()
             folders[path] = tree, len(entries)
@@ -217,6 +218,19 @@ class RepositoryTree:
         batch, self._batch, self._batched = self._batch, [], 0
         self._saver.save_many("data", batch)
 
+    def _joined_beside(self, below: Mapping[bytes, list[Copied]], links: Mapping[bytes, int]) -> dict[bytes, str]:
+        """With a team there is nothing before: the trees of folders of nothing but plain files are saved by it."""
+        if self._team is None:
+            return {}
+        large = self._large
+
+        def is_plain(each: Copied) -> bool:
+            return nodes.is_plain(each) and each.found.path not in links and each.found.path not in large
+
+        plain = [path for path, entries in below.items() if entries and all(map(is_plain, entries))]
+        saved = self._team.trees(((number, below[path]) for number, path in enumerate(plain)), self._saver)
+        return {plain[number]: tree for number, tree in saved}
+
     def _kept(self, path: bytes, entries: list[Copied], same: set[bytes]) -> str:
         """The tree that the folder had, when it holds the very names that were known of it; else nothing."""
         tree, count = self._before.folders.get(path, ("", 0))
@@ -252,8 +266,8 @@ def _node(
     found = first.found
     if found.kind == "file":
         content = large.get(found.path) or ((first.sha256,) if found.size else ())
-        if found.nlink <= 1 and not first.xattrs and found.path not in links:
-            return nodes.file_json(name, first, content)
+        if nodes.is_plain(first) and found.path not in links:
+            return nodes.file_json(first, content)
         # Names that are one file need a number in common, also where nobody has seen one on a disk.
         inode = found.ino or int.from_bytes(hashlib.sha256(found.path).digest()[:6], "big")
         count = max(links.get(found.path, 1), found.nlink)

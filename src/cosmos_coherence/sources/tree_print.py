@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def line(entry: Entry, sha256: str) -> bytes:
 
 
 def _line(entry: Entry | Found, attributes: Xattrs, sha256: str) -> bytes:
+    if entry.kind == "file" and entry.path and not attributes:
+        return b"%b\0file\0%o\0%d:%d\0%d\0%d\0%b\n" % (
+            entry.path, entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.size, sha256.encode()
+        )  # fmt: skip
     link = entry.kind == "hardlink"
     fields = [entry.path, entry.kind.encode()]
     if not link:
@@ -57,15 +62,20 @@ def print_of(names: Iterable[Copied]) -> TreePrint:
 
 
 def _print(names: Iterable[tuple[Entry | Found, Xattrs, str]]) -> TreePrint:
-    files = directories = others = size = 0
+    counts: Counter[str] = Counter()
+    size = 0
     digest = hashlib.sha256()
     for entry, attributes, sha256 in names:
-        files += entry.kind in ("file", "hardlink")
-        directories += entry.kind == "dir"
-        others += entry.kind not in ("file", "hardlink", "dir")
-        size += entry.size if entry.kind == "file" else 0
+        kind = entry.kind
+        counts[kind] += 1
+        if kind == "file":
+            size += entry.size
         digest.update(_line(entry, attributes, sha256))
-    return TreePrint(files=files, directories=directories, others=others, size=size, digest=digest.hexdigest())
+    files, directories = counts["file"] + counts["hardlink"], counts["dir"]
+    return TreePrint(
+        files=files, directories=directories, others=counts.total() - files - directories, size=size,
+        digest=digest.hexdigest(),
+    )  # fmt: skip
 
 
 def print_of_tree(root: Path) -> TreePrint:

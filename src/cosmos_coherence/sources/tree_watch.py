@@ -48,19 +48,21 @@ class Watch:
         self._folders: dict[int, bytes] = {}
         self._found = Changes(set(), set(), set())
         self._enough = threading.Event()
+        self._noting = threading.Lock()
         self._follower: threading.Thread | None = None
 
     def entered(self, folder: int, path: bytes) -> None:
         """From now on what changes in this open folder is noticed, under this path."""
-        if self._notify is not None:
-            try:
-                self._folders[self._notify.add_watch(link_place(folder, b"."), _MASK)] = path
-            except OSError:  # more folders than may be watched
-                self._give_up()
+        with self._noting:  # what is told of it must not be read before it has its path
+            if self._notify is not None:
+                try:
+                    self._folders[self._notify.add_watch(link_place(folder, b"."), _MASK)] = path
+                except OSError:  # more folders than may be watched
+                    self._give_up()
 
     def follow(self) -> None:
-        """From now on read what the kernel tells as it comes, so that little is left to read when ``changes`` is asked
-        in the pause."""
+        """From now on read what the kernel tells as it comes, so that its queue does not run over, and little is left
+        to read when ``changes`` is asked in the pause."""
         if self._notify is not None and self._follower is None:
             self._enough.clear()
             self._follower = threading.Thread(target=self._follow, name="watch", daemon=True)
@@ -96,6 +98,10 @@ class Watch:
 
     def _read(self) -> bool:
         """Note what has been told so far; False when something was lost."""
+        with self._noting:
+            return self._noted()
+
+    def _noted(self) -> bool:
         if self._notify is None:
             return False
         found = self._found

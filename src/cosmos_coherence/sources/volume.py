@@ -229,6 +229,7 @@ class TreeSource:
         """
         with self._reading(b""), Folders(self._root) as folders:
             self._watch = Watch(folders.root)
+        self._watch.follow()  # every file that is read is told of, too
         self._scan, steps = tree_scan.walking(self._root, self._ref.exclude, self._watch.entered, only=self._only)
         cost, names = 0, self._scan.names
         for copied in tree.add_small(self._root, _small(names, steps)):

@@ -37,4 +37,4 @@ def test_the_short_way_writes_the_same(
 ) -> None:
     copied = Copied(Found(name, "file", mode, *owner, size, *times, dev, ino, nlink))
     node = nodes.node(name, copied, links=nlink, inode=ino, content=content)
-    assert nodes.file_json(name, copied, content) == trees.encode_node(node)
+    assert nodes.file_json(copied, content) == trees.encode_node(node)
