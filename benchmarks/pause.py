@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,8 +62,8 @@ class Nowhere:
     def tree(self, name: str) -> Nowhere:
         return self
 
-    def known(self) -> tuple[Copied, ...]:
-        return ()
+    def known(self) -> Mapping[bytes, Copied]:
+        return {}
 
     def add_small(self, root: Path, paths: Sequence[bytes]) -> Iterator[Copied]:
         return iter(())

@@ -6,7 +6,7 @@ the flow joins them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -49,9 +49,9 @@ class TreeWriter(Protocol):
     Only the content of regular files is added; what the tree looks like at the instant is said once, by ``finish``.
     """
 
-    def known(self) -> Iterable[Copied]:
-        """What the store holds from the last backup of this tree, as far as what was seen then proves that nothing was
-        written since. Those files count as added. No further name of a hard-linked file is among it."""
+    def known(self) -> Mapping[bytes, Copied]:
+        """What the store holds from the last backup of this tree, by path, as far as what was seen then proves that
+        nothing was written since. Those files count as added. No further name of a hard-linked file is among it."""
         ...
 
     def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:

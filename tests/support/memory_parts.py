@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,8 +92,8 @@ class MemoryTree:
         self.added: list[bytes] = []
         """Every ``add``, in order, for tests that count."""
 
-    def known(self) -> tuple[Copied, ...]:
-        return ()
+    def known(self) -> Mapping[bytes, Copied]:
+        return {}
 
     def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         return iter(())

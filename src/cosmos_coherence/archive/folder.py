@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -36,9 +36,9 @@ class FolderWriter:
         self._files: dict[bytes, FolderFile] = {}
         self._count = 0
 
-    def known(self) -> tuple[Copied, ...]:
+    def known(self) -> Mapping[bytes, Copied]:
         """Nothing: an archive stands alone."""
-        return ()
+        return {}
 
     def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         """None: a tree of this kind is filled file by file."""

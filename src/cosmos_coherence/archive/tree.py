@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -70,9 +70,9 @@ class TarGzWriter:
         self._segment = _Segment()
         self._buffer = bytearray()
 
-    def known(self) -> tuple[Copied, ...]:
+    def known(self) -> Mapping[bytes, Copied]:
         """Nothing: an archive stands alone."""
-        return ()
+        return {}
 
     def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         """None: a tree of this kind is filled file by file."""

@@ -184,8 +184,11 @@ class _MeteredTree:
     def __init__(self, tree: TreeWriter, passed: Callable[[int, int], None]) -> None:
         self._tree, self._passed = tree, passed
 
-    def known(self) -> Iterable[Copied]:
-        return self._counted(self._tree.known())
+    def known(self) -> Mapping[bytes, Copied]:
+        known = self._tree.known()
+        sizes = [copied.found.size for copied in known.values() if copied.sha256]
+        self._passed(sum(sizes), len(sizes))
+        return known
 
     def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         return self._counted(self._tree.add_small(root, paths))

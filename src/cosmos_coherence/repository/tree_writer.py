@@ -85,6 +85,8 @@ class Finished(NamedTuple):
 
     def added(self) -> Iterator[str]:
         """The blobs of every file that was not known before."""
+        if self.state.folders is self.before.folders:
+            return
         for path, each in self.state.names.items():
             if each.sha256 and self.before.names.get(path) is not each and each.found.size:
                 yield from self.state.large.get(path) or (each.sha256,)
@@ -112,9 +114,9 @@ class RepositoryTree:
         self._large = dict(before.large)
         self._root: Node | None = None
 
-    def known(self) -> Iterable[Copied]:
+    def known(self) -> Mapping[bytes, Copied]:
         """As ``parts.TreeWriter`` says."""
-        return self._before.names.values()
+        return self._before.names
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
         """As ``parts.TreeWriter`` says. ``CaptureFailed`` when the content cannot be read."""
@@ -149,16 +151,38 @@ class RepositoryTree:
         """As ``parts.TreeWriter`` says. The part's checksum is the id of the tree."""
         self._save_batch()
         whole = {copied.found.path: copied for copied in names}
+        folders = self._before.folders if self._is_as_before(whole) else self._saved(whole)
+        files = [copied for copied in whole.values() if copied.found.kind == "file"]
+        assert all(copied.sha256 for copied in files), "a file was never added"
+        size = sum(copied.found.size for copied in files)
+        large = {p: blobs for p, blobs in self._large.items() if p in whole and whole[p].found.kind == "file"}
+        self._root = root = nodes.node(
+            self._path.encode().rpartition(b"/")[2], whole[b""], links=0, inode=whole[b""].found.ino,
+            subtree=folders[b""][0],
+        )  # fmt: skip
+        self._done(
+            Finished(root, {path: whole[path].sha256 for path in large}, Before(whole, large, folders), self._before)
+        )
+        return PartFile(self._path, size, folders[b""][0], size)
+
+    def _is_as_before(self, whole: Mapping[bytes, Copied]) -> bool:
+        """Whether these are the very names that were known, all that there were, with the content that they had."""
+        known, large, folders = self._before.names, self._before.large, self._before.folders
+        return (
+            len(whole) == 1 + sum(count for _, count in folders.values())
+            and all(known.get(path) is copied for path, copied in whole.items())
+            and all(path in folders for path, copied in whole.items() if copied.found.kind == "dir")
+            and all(self._large.get(path) is blobs for path, blobs in large.items())
+        )
+
+    def _saved(self, whole: Mapping[bytes, Copied]) -> dict[bytes, tuple[str, int]]:
+        """The folders, each with its tree, which is saved now unless it is as it was, and how many names are in it."""
         links: dict[bytes, int] = {}
         below: dict[bytes, list[Copied]] = {}
-        size = 0
         for path, copied in whole.items():
             kind = copied.found.kind
             if kind == "dir":
                 below.setdefault(path, [])
-            elif kind == "file":
-                size += copied.found.size
-                assert copied.sha256, f"{path!r} was never added"
             elif kind == "hardlink":
                 links[copied.found.target] = links.get(copied.found.target, 1) + 1
             if path:
@@ -176,15 +200,7 @@ class RepositoryTree:
                 pieces = [node(each, folders) for each in entries]  # in the order of their names already
                 tree = self._saver.save("tree", trees.joined(pieces)).hex()
             folders[path] = tree, len(entries)
-        large = {p: blobs for p, blobs in self._large.items() if p in whole and whole[p].found.kind == "file"}
-        self._root = root = nodes.node(
-            self._path.encode().rpartition(b"/")[2], whole[b""], links=0, inode=whole[b""].found.ino,
-            subtree=folders[b""][0],
-        )  # fmt: skip
-        self._done(
-            Finished(root, {path: whole[path].sha256 for path in large}, Before(whole, large, folders), self._before)
-        )
-        return PartFile(self._path, size, folders[b""][0], size)
+        return folders
 
     def same_print(self) -> TreePrint | None:
         """As ``parts.TreeWriter`` says: a tree is named by the hash of all that is below it."""

@@ -60,9 +60,9 @@ class TreeCopy:
         self._name = name
         return self
 
-    def known(self) -> Iterable[Copied]:
+    def known(self) -> Mapping[bytes, Copied]:
         """Nothing is."""
-        return ()
+        return {}
 
     def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         """All files come by ``add``."""

@@ -119,9 +119,9 @@ def looks_like_database(root: Path) -> str:
 
 def refuse_live_postgres(scan: Scan) -> None:
     """Raise ``Unsupported`` when what was found holds the data of a PostgreSQL server that may be running."""
-    for path in scan.names:
-        folder, _, name = path.rpartition(b"postmaster.pid")
-        if not name and folder + b"PG_VERSION" in scan.names and folder + b"global/pg_control" in scan.names:
+    for path in [path for path in scan.names if path.endswith(b"postmaster.pid")]:
+        folder = path.removesuffix(b"postmaster.pid")
+        if folder + b"PG_VERSION" in scan.names and folder + b"global/pg_control" in scan.names:
             raise errors.Unsupported(
                 f"{scan.root / os.fsdecode(folder)} is the data directory of a PostgreSQL server that may be running",
                 remedy="Declare the server as a source of kind `postgres`, or leave the folder out with "

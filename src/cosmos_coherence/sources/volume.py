@@ -120,7 +120,7 @@ class TreeSource:
             with self._reading(b""), Folders(self._root) as folders:
                 self._timeless, self._clones = disk.is_memory(folders.root), reflink.is_offered(folders.root)
             if not self._timeless:
-                self._taken = {known.found.path: known for known in self._tree.known()}
+                self._taken = dict(self._tree.known())
         expected = 0
         for _ in range(self._rounds):
             started_ns = time.time_ns()
@@ -182,8 +182,9 @@ class TreeSource:
             for path, found in sorted(names.items())
             if path not in beside
         ]
-        for path in self._added - {each.found.path for each in final if each.found.kind == "file"}:
-            self._tree.drop(path)
+        if self._added:
+            for path in self._added - {each.found.path for each in final if each.found.kind == "file"}:
+                self._tree.drop(path)
         taken_of.clear()  # the list has it all, and a tree may have many names
         self._scan.names.clear()
         file = self._tree.finish(final)
@@ -295,19 +296,15 @@ class TreeSource:
         self._renewed.clear()
 
     def _unsettled(self, scan: Scan, looked: Iterable[bytes]) -> Iterator[Found]:
-        known, doubtful, links = self._taken, self._doubtful, self._links
+        names, known, doubtful, links = scan.names, self._taken, self._doubtful, self._links
+        timeless = self._timeless
         copied = self._databases.apart.keys() | self._databases.beside()
         for path in looked:
-            found = scan.names.get(path)
-            if found is None or path in links or path in copied:
+            found, taken = names.get(path), known.get(path)
+            same = taken is not None and (taken.found is found or taken.found == found)
+            if same and not timeless and path not in doubtful:
                 continue
-            taken = known.get(path)
-            if (
-                taken is None
-                or (taken.found is not found and taken.found != found)
-                or path in doubtful
-                or self._timeless
-            ):
+            if found is not None and path not in links and path not in copied:
                 yield found
 
     def _take(self, copied: Copied, started_ns: int) -> None:
