@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def make_b(root: Path, files: int = 60_000, folders: int = 600, largest: int = 3
     """Small files of 1 KiB to ``largest``, small ones more often: half rows, a quarter prose, a quarter random."""
     root.mkdir(parents=True)
     chance = random.Random(6)
-    rows = b"".join(_rows(chance, 4 * MIB))
+    dumped = b"".join(rows(chance, 4 * MIB))
     prose = b" ".join(chance.choices(WORDS, k=700_000))
     for number in range(folders):
         (root / f"{number % 25:02}" / f"{number:04}").mkdir(parents=True)
@@ -47,7 +48,7 @@ def make_b(root: Path, files: int = 60_000, folders: int = 600, largest: int = 3
         if kind == 3:
             content = chance.randbytes(size)
         else:
-            text = prose if kind == 2 else rows
+            text = prose if kind == 2 else dumped
             at = chance.randrange(len(text) - size)
             content = b"%d\n" % number + text[at : at + size - 8]
         folder = number * folders // files
@@ -65,9 +66,9 @@ def change(a: Path, b: Path) -> None:
     for number in (1, 2):
         path = a / f"dump-{number}.sql"
         content = path.read_bytes()
-        new = b"".join(_rows(chance, 5 * MIB))
+        new = b"".join(rows(chance, 5 * MIB))
         middle = chance.randrange(len(content))
-        path.write_bytes(content[:middle] + new + content[middle:] + b"".join(_rows(chance, 5 * MIB)))
+        path.write_bytes(content[:middle] + new + content[middle:] + b"".join(rows(chance, 5 * MIB)))
     for path in chance.sample(sorted(path for path in b.rglob("*.dat")), 600):
         path.write_bytes(chance.randbytes(2048) + path.read_bytes())
 
@@ -76,10 +77,11 @@ def _dump(path: Path, size: int, seed: int) -> None:
     chance = random.Random(seed)
     with path.open("wb") as file:
         for _ in range(size // (4 * MIB)):
-            file.write(b"".join(_rows(chance, 4 * MIB))[: 4 * MIB])
+            file.write(b"".join(rows(chance, 4 * MIB))[: 4 * MIB])
 
 
-def _rows(chance: random.Random, size: int):
+def rows(chance: random.Random, size: int) -> Iterator[bytes]:
+    """Rows of a dumped table, about ``size`` bytes of them."""
     number = chance.randrange(10**6)
     done = 0
     while done < size:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from cosmos_coherence.cut.lock import Lease, run_lock
 from cosmos_coherence.discover import configuration
 from cosmos_coherence.discover.coverage import Coverage
 from cosmos_coherence.discover.holding import Holding, holding
+from cosmos_coherence.drivers import priority
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow import known, recover, remember, retention, store, transfer
 from cosmos_coherence.flow.events import PartDone, Report, Story
@@ -37,6 +39,7 @@ from cosmos_coherence.parts import BackupWriter
 from cosmos_coherence.settings import Settings
 from cosmos_coherence.sources.base import Source
 from cosmos_coherence.sources.redis import RedisSource, restore_settings
+from cosmos_coherence.sources.scout import scout
 from cosmos_coherence.storage import local
 
 if TYPE_CHECKING:
@@ -135,14 +138,18 @@ def capture_backup(
     story.begin("plan")
     if plan.archive:
         _require_room(plan.directory, settings.backup.min_free)
-    with _writer(runtime, plan, settings, journal, story) as plain:
+    state = runtime.state_directory()
+    identity = store.new_identity(plan.directory, state)
+    spool = spool_of(state if plan.repository else plan.directory, identity)
+    with (
+        scout(partial(priority.step_back, settings.backup.nice, settings.backup.idle_io)) as beside,
+        _opened(plan, replace(_setting(runtime, plan, settings, story.run, spool), scout=beside)) as opened,
+        _writer(runtime, plan, settings, journal, story, identity, spool) as plain,
+    ):
         if lease:
-            lease.keep()  # not earlier: the writer forks
+            lease.keep()  # not earlier: the scout and the writer fork
         writer = MeteredWriter(plain, Meter(story.tell, expected_of(plain.last())))
-        opened: list[Source] = []
         try:
-            setting = _setting(runtime, plan, settings, story.run, writer.spool)
-            opened += [sources.open_source(ref, setting) for ref in plan.parts]
             with _settings_journalled(runtime, opened, journal, story.run):
                 instant = one_instant(runtime, settings, story, journal, opened, writer, engines=plan.coverage.engines)
                 story.begin("capture")
@@ -174,13 +181,24 @@ def capture_backup(
 
 
 @contextmanager
+def _opened(plan: BackupPlan, setting: sources.Setting) -> Iterator[list[Source]]:
+    """The sources of the plan. Trees are walked from now on, while the repository is opened."""
+    opened: list[Source] = []
+    try:
+        for ref in plan.parts:
+            opened.append(sources.open_source(ref, setting))
+        yield opened
+    finally:
+        for source in opened:
+            source.close()
+
+
+@contextmanager
 def _writer(
-    runtime: Runtime, plan: BackupPlan, settings: Settings, journal: Journal, story: Story
+    runtime: Runtime, plan: BackupPlan, settings: Settings, journal: Journal, story: Story, identity: str, spool: Path
 ) -> Iterator[BackupWriter]:
     """The backup to be, journalled before it begins; what was not published of it goes at the end."""
     project, state = plan.stack.project, runtime.state_directory()
-    identity = store.new_identity(plan.directory, state)
-    spool = spool_of(state if plan.repository else plan.directory, identity)
     note = journal.open(SpoolRecord(story.run, str(spool), **_servers(plan)))
 
     def published(repository: Repository, snapshot: str) -> None:

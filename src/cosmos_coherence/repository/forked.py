@@ -24,13 +24,13 @@ import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied
+from cosmos_coherence.drivers import messages
+from cosmos_coherence.drivers.messages import LENGTH_BYTES
 from cosmos_coherence.repository import nodes, small_files, trees
 from cosmos_coherence.repository.blob import Blob, Id
-from cosmos_coherence.repository.crypto import Buffer
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.saver import Added, Saver
 
-_LENGTH_BYTES: Final = 4
 _AT_ONCE: Final = 256 << 10
 _BATCH: Final = 64
 """Files that go to a process at a time."""
@@ -269,11 +269,11 @@ class _Member:
             raise errors.CosmosError("a process that read files for the backup has died")
         received += more
         at = 0
-        while len(received) - at >= _LENGTH_BYTES:
-            end = at + _LENGTH_BYTES + int.from_bytes(received[at : at + _LENGTH_BYTES], "little")
+        while len(received) - at >= LENGTH_BYTES:
+            end = at + LENGTH_BYTES + messages.length(received[at : at + LENGTH_BYTES])
             if end > len(received):
                 break
-            answer = _answers.decode(bytes(received[at + _LENGTH_BYTES : end]))
+            answer = _answers.decode(bytes(received[at + LENGTH_BYTES : end]))
             at = end
             if isinstance(answer, Done | Joined):
                 self.outstanding -= 1
@@ -324,14 +324,15 @@ def _fork(repository: Repository, others: Iterable[_Member], prepare: Callable[[
 
 def _work(repository: Repository, orders: int, answers: int) -> None:
     def say(answer: Answer) -> None:
-        _write(answers, _framed(answer))
+        messages.write(answers, _framed(answer))
 
     def told(pack: Id, blobs: Sequence[Blob]) -> None:
         say(Stored(pack, list(blobs)))
 
     try:
         saver = repository.saver(workers=0, told=told)
-        while (order := _read(orders)) is not None:
+        while (message := messages.read(orders)) is not None:
+            order = _orders.decode(message)
             if isinstance(order, Read):
                 root = Path(os.fsdecode(order.root))
                 say(Done(list(small_files.copied(root, order.paths, lambda plain: saver.save("data", plain).hex()))))
@@ -363,33 +364,7 @@ def _hand_over(saver: Saver, say: Callable[[Answer], None]) -> None:
 
 
 def _framed(message: Order | Answer) -> bytes:
-    encoded = msgspec.msgpack.encode(message)
-    return len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded
-
-
-def _read(descriptor: int) -> Order | None:
-    """The next order; None when there will be no more."""
-    length = _exactly(descriptor, _LENGTH_BYTES)
-    if length is None:
-        return None
-    body = _exactly(descriptor, int.from_bytes(length, "little"))
-    return None if body is None else _orders.decode(body)
-
-
-def _exactly(descriptor: int, count: int) -> Buffer | None:
-    data = b""
-    while len(data) < count:
-        more = os.read(descriptor, count - len(data))
-        if not more:
-            return None
-        data += more
-    return data
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    return messages.framed(msgspec.msgpack.encode(message))
 
 
 def _pickled(error: BaseException) -> bytes:

@@ -121,11 +121,13 @@ class Index:
             ids = [_ids(blobs) for _, blobs in packs]
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
             raise errors.Damaged(f"not an index: {error}") from error
-        pack_record, buckets = _RECORD.pack, self._buckets
         with self._lock:
+            while self._count + sum(len(blobs) for _, blobs in packs) > len(self._buckets) * _CROWDED:
+                self._spread()
+            pack_record, buckets = _RECORD.pack, self._buckets
+            shift = 32 - self._bits
             for (pack, blobs), each in zip(packs, ids, strict=True):
                 number, known = self._number(pack)
-                shift = 32 - self._bits
                 at = 0
                 for blob in blobs:
                     word = number | _IS_TREE if blob.type == "tree" else number
@@ -137,9 +139,6 @@ class Index:
                         continue
                     bucket += record
                     self._count += 1
-                while self._count > len(self._buckets) * _CROWDED:
-                    self._spread()
-                    buckets = self._buckets
 
     def packs(self) -> tuple[Id, ...]:
         """Every pack that is known."""

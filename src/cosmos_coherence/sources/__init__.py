@@ -18,6 +18,7 @@ from cosmos_coherence.sources.postgres import PostgresSource
 from cosmos_coherence.sources.postgres_restore import PostgresRestorer
 from cosmos_coherence.sources.redis import RedisSource
 from cosmos_coherence.sources.redis_restore import RedisRestorer
+from cosmos_coherence.sources.scout import Scout
 from cosmos_coherence.sources.volume import ConfigRestorer, TreeRestorer, TreeSource
 
 
@@ -35,6 +36,8 @@ class Setting:
     """The services whose dumps get the plain names ``database.sql`` and ``redis/dump.rdb``."""
     still: bool = True
     """Whether anybody is held for the instant."""
+    scout: Scout | None = None
+    """Walks trees, from the moment on at which their source is opened."""
 
 
 def open_source(ref: SourceRef, setting: Setting) -> Source:
@@ -46,7 +49,8 @@ def open_source(ref: SourceRef, setting: Setting) -> Source:
         case "redis":
             return RedisSource(ref, setting.runtime, setting.run, primary=primary)
         case "volume" | "files":
-            return TreeSource(ref, _reachable(ref.path, ref.part), spool=setting.spool, still=setting.still)
+            root = _reachable(ref.path, ref.part)
+            return TreeSource(ref, root, spool=setting.spool, still=setting.still, scout=setting.scout)
         case "sqlite":
             place = _reachable(ref.path, ref.part)
             sqlite.require_database(place)

@@ -64,6 +64,24 @@ class Scan:
             groups.setdefault((found.dev, found.ino), []).append(path)
         return {path: first for first, *others in map(sorted, groups.values()) for path in others}
 
+    def note(self, path: bytes, found: Found | None) -> bool:
+        """Take in what is at a path, None for a socket; whether it is a folder to enter."""
+        if (known := self.known.get(path)) is not None and known.found == found:
+            found = known.found
+            path = found.path
+        if found is None:
+            self.sockets.add(path)
+        elif found.kind != "dir":
+            self.names[path] = found
+            if found.nlink > 1 and found.kind == "file":
+                self.linked.add(path)
+        elif found.dev:
+            self.mounts.add(path)
+        else:
+            self.names[path] = found
+            return True
+        return False
+
     def refresh(self, paths: Iterable[bytes], renewed: Iterable[bytes], entered: Entered) -> set[bytes]:
         """Look again at these names, at those of ``renewed`` that are folders with all below them, and at every file
         that has several names. Returns the paths that were looked at. Raises as ``walk``."""
@@ -97,7 +115,7 @@ def walking(
     only: frozenset[bytes] = frozenset(),
 ) -> tuple[Scan, Iterator[list[bytes]]]:
     """``walk`` folder by folder: the steps give the names in each, and with the last of them the scan is whole."""
-    scan = Scan(root, _matcher(exclude), known=known or {}, only=only)
+    scan = Scan(root, matcher(exclude), known=known or {}, only=only)
     return scan, _Look(scan, entered).at_all()
 
 
@@ -327,32 +345,17 @@ class _Look:
         return noted
 
     def _note(self, path: bytes, found: Found | None) -> bool:
-        """Whether it is a folder to enter."""
-        scan = self._scan
         if self._looked is not None:
             self._looked.add(path)
-        if (known := scan.known.get(path)) is not None and known.found == found:
-            found = known.found
-            path = found.path
-        if found is None:
-            scan.sockets.add(path)
-        elif found.kind != "dir":
-            scan.names[path] = found
-            if found.nlink > 1 and found.kind == "file":
-                scan.linked.add(path)
-        elif found.dev:
-            scan.mounts.add(path)
-        else:
-            scan.names[path] = found
-            return True
-        return False
+        return self._scan.note(path, found)
 
 
 def _is_same_folder(was: Found, now: Found | None) -> bool:
     return now is not None and (now.kind, now.ino, now.dev) == (was.kind, was.ino, was.dev)
 
 
-def _matcher(patterns: Iterable[str]) -> Callable[[bytes], bool] | None:
+def matcher(patterns: Iterable[str]) -> Callable[[bytes], bool] | None:
+    """Whether a path is left out by the patterns; None where nothing is."""
     wanted = [fnmatch.translate(pattern.strip("/")) for pattern in patterns]
     if not wanted:
         return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import inotify_simple
@@ -43,13 +44,46 @@ class Watch:
     """``entered`` is called with every open folder before it is listed. Where it cannot know, ``changes`` says so."""
 
     def __init__(self, root: int) -> None:
-        """``root`` is the open root."""
-        self._notify = inotify_simple.INotify(nonblocking=True) if disk.is_local(root) else None
+        """``root`` is the open root; -1 for none, of which nothing can be noticed."""
+        self._notify = inotify_simple.INotify(nonblocking=True) if root >= 0 and disk.is_local(root) else None
         self._folders: dict[int, bytes] = {}
         self._found = Changes(set(), set(), set())
+        self._foreign: list[inotify_simple.Event] | None = None
+        """What was told of folders that another process has entered and that are not ours yet."""
         self._enough = threading.Event()
         self._noting = threading.Lock()
         self._follower: threading.Thread | None = None
+
+    @classmethod
+    def given(cls, descriptors: Sequence[int]) -> Watch:
+        """In a process that was given the ``descriptors`` of a watch: it enters folders, and ``taken`` says which."""
+        watch = cls(-1)
+        if descriptors:
+            watch._notify = inotify_simple.INotify(nonblocking=True)
+            os.dup2(descriptors[0], watch._notify.fileno(), inheritable=False)
+        return watch
+
+    def descriptors(self) -> list[int]:
+        """For ``given``; none where nothing can be noticed. From now on until ``complete`` folders are to be taken."""
+        self._foreign = []
+        return [self._notify.fileno()] if self._notify is not None else []
+
+    def taken(self) -> list[tuple[int, bytes]]:
+        """The folders entered since it was last asked, for the ``take`` of the watch whose descriptor it is."""
+        entered, self._folders = list(self._folders.items()), {}
+        return entered
+
+    def take(self, entered: Iterable[tuple[int, bytes]]) -> None:
+        """Folders that another process has entered with our descriptor."""
+        with self._noting:
+            self._folders.update(entered)
+
+    def complete(self) -> None:
+        """All folders were taken."""
+        with self._noting:
+            foreign, self._foreign = self._foreign or [], None
+            for event in foreign:
+                self._note(event)
 
     def entered(self, folder: int, path: bytes) -> None:
         """From now on what changes in this open folder is noticed, under this path."""
@@ -104,28 +138,34 @@ class Watch:
     def _noted(self) -> bool:
         if self._notify is None:
             return False
-        found = self._found
         while events := self._notify.read(timeout=0):
             for event in events:
                 if event.mask & _LOST:
                     self._give_up()
                     return False
-                above = self._folders.get(event.wd)
-                if above is None:
-                    continue
-                if event.mask & flags.IGNORED:  # the folder has gone, as the one that held it tells
-                    del self._folders[event.wd]
-                    continue
-                is_folder = event.mask & flags.ISDIR
-                if is_folder and event.mask & flags.OPEN:
-                    continue
-                name = os.fsencode(event.name)
-                path = above + b"/" + name if above and name else above or name
-                if event.mask == flags.OPEN:
-                    found.opened.add(path)
-                    continue
-                renewed = event.mask & _RENEWED
-                (found.folders if is_folder and renewed else found.names).add(path)
-                if renewed:  # which gives the folder another time without a word
-                    found.names.add(above)
+                if self._foreign is not None and event.wd not in self._folders:
+                    self._foreign.append(event)
+                else:
+                    self._note(event)
         return True
+
+    def _note(self, event: inotify_simple.Event) -> None:
+        found = self._found
+        above = self._folders.get(event.wd)
+        if above is None:
+            return
+        if event.mask & flags.IGNORED:  # the folder has gone, as the one that held it tells
+            del self._folders[event.wd]
+            return
+        is_folder = event.mask & flags.ISDIR
+        if is_folder and event.mask & flags.OPEN:
+            return
+        name = os.fsencode(event.name)
+        path = above + b"/" + name if above and name else above or name
+        if event.mask == flags.OPEN:
+            found.opened.add(path)
+            return
+        renewed = event.mask & _RENEWED
+        (found.folders if is_folder and renewed else found.names).add(path)
+        if renewed:  # which gives the folder another time without a word
+            found.names.add(above)

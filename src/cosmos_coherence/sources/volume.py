@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import time
@@ -21,6 +22,7 @@ from cosmos_coherence.model import Fingerprint, Gap, Part, SourceRef
 from cosmos_coherence.parts import Sink, TreeWriter
 from cosmos_coherence.sources import sqlite, sqlite_live, tree_clone, tree_print, tree_read, tree_scan
 from cosmos_coherence.sources.config_restore import ConfigRestorer
+from cosmos_coherence.sources.scout import Scout, Walking
 from cosmos_coherence.sources.tree_held import Held
 from cosmos_coherence.sources.tree_restore import TreeRestorer
 from cosmos_coherence.sources.tree_scan import Scan
@@ -50,12 +52,13 @@ class TreeSource:
     def __init__(  # noqa: PLR0913 - what one tree needs
         self, ref: SourceRef, root: Path, *, spool: Path, settle_bytes: int = 8 * _MIB, rounds: int = 5,
         many: int = _MANY, still: bool = True, idle: bool = False, only: frozenset[bytes] = frozenset(),
+        scout: Scout | None = None,
     ) -> None:  # fmt: skip
         """Where there are ``many`` names, what has changed is not found by walking again but told by the kernel.
 
         ``still``: writers stand still at the anchor. Otherwise SQLite copies its databases, each whole for itself.
         ``idle``: no database server works on it, whatever its files look like. ``only``: these names of the root and no
-        others, where there are any.
+        others, where there are any. With a ``scout`` the first walk begins now.
         """
         self._ref, self._root, self._spool, self._only = ref, root, spool, only
         self._settle_bytes, self._rounds, self._many, self._still = settle_bytes, rounds, many, still
@@ -89,6 +92,9 @@ class TreeSource:
         self._databases = sqlite.Databases()
         self._restless: list[bytes] = []
         self._anchored_at = ""
+        self._started_ns = 0
+        self._ahead = self._begun(scout) if scout is not None and rounds else None
+        """The first walk."""
 
     @property
     def ref(self) -> SourceRef:
@@ -123,10 +129,10 @@ class TreeSource:
                 self._taken = dict(self._tree.known())
         expected = 0
         for _ in range(self._rounds):
-            started_ns = time.time_ns()
-            with self._reading(b""), Folders(self._root) as folders:
-                tree_scan.sync(folders.root)
-            early = 0
+            if self._ahead is None:
+                with self._reading(b""), Folders(self._root) as folders:
+                    self._sync(folders)
+            started_ns, early = self._started_ns, 0
             if self._scan is None and not self._taken and not self._timeless:
                 early = self._walk_and_copy(started_ns, self._tree)
                 assert self._scan is not None
@@ -145,6 +151,17 @@ class TreeSource:
         if self._clones and self._scan is not None:
             hot = [f for f in tree_clone.large(self._scan) if f.path in self._suspects or self._is_unsure(f)]
             self._flush = tree_clone.Flush(self._root, hot)
+
+    def _sync(self, folders: Folders) -> None:
+        self._started_ns = time.time_ns()
+        tree_scan.sync(folders.root)
+
+    def _begun(self, scout: Scout) -> Walking | None:
+        """The first walk, begun beside us; none where ``prepare`` will say what is wrong."""
+        with contextlib.suppress(OSError), Folders(self._root) as folders:
+            self._sync(folders)
+            return scout.begin(self._root, self._ref.exclude, self._only, Watch(folders.root))
+        return None
 
     def anchor(self) -> None:
         """Fix the tree as it is now: look at what may have changed, and read whatever is not surely as it was copied.
@@ -207,7 +224,9 @@ class TreeSource:
         """Forget what was read."""
         self._forget_anchor()
         self._stop_watching()
-        self._scan = None
+        if self._ahead is not None:
+            self._ahead.close()
+        self._scan = self._ahead = None
         self._taken.clear()
         self._doubtful.clear()
 
@@ -228,10 +247,8 @@ class TreeSource:
 
         It is a watched one: should there be many names, there is no second.
         """
-        with self._reading(b""), Folders(self._root) as folders:
-            self._watch = Watch(folders.root)
-        self._watch.follow()  # every file that is read is told of, too
-        self._scan, steps = tree_scan.walking(self._root, self._ref.exclude, self._watch.entered, only=self._only)
+        self._scan, steps, watch = self._walking({})
+        watch.follow()  # every file that is read is told of, too
         cost, names = 0, self._scan.names
         for copied in tree.add_small(self._root, _small(names, steps)):
             cost += _FILE_COST + self._take_small(copied, names[copied.found.path], started_ns)
@@ -259,11 +276,14 @@ class TreeSource:
         if changes is None or self._scan is None:
             self._stop_watching()
             many = max(len(self._taken), len(self._scan.names) if self._scan is not None else 0)
-            if watch and (many >= self._many or self._timeless):
-                with self._reading(b""), Folders(self._root) as folders:
-                    self._watch = Watch(folders.root)
-            entered = self._watch.entered if self._watch is not None else lambda folder, path: None
-            self._scan = tree_scan.walk(self._root, self._ref.exclude, entered, self._taken, self._only)
+            if watch and (self._ahead is not None or many >= self._many or self._timeless):
+                self._scan, steps, _ = self._walking(self._taken)
+                for _ in steps:
+                    pass
+                if len(self._scan.names) < self._many and not self._timeless:
+                    self._stop_watching()
+            else:
+                self._scan = tree_scan.walk(self._root, self._ref.exclude, known=self._taken, only=self._only)
             looked: Iterable[bytes] = self._scan.names
         else:
             assert self._watch is not None
@@ -274,6 +294,16 @@ class TreeSource:
             self._renewed.clear()
         self._links = self._scan.links()
         return list(self._unsettled(self._scan, looked))
+
+    def _walking(self, known: Mapping[bytes, Copied]) -> tuple[Scan, Iterator[list[bytes]], Watch]:
+        """A watched walk: the one that was begun beside us, or one of our own."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            self._watch = ahead.watch
+            return *ahead.walking(known), ahead.watch
+        with self._reading(b""), Folders(self._root) as folders:
+            self._watch = watch = Watch(folders.root)
+        return *tree_scan.walking(self._root, self._ref.exclude, watch.entered, known, self._only), watch
 
     def _suspect(self) -> int:
         """Before the hold: who has a file open may have mapped it, and writes untold. The size of all such files."""
