@@ -30,6 +30,8 @@ from cosmos_coherence.sources.tree_watch import Watch
 _TOGETHER: Final = 1000
 _AHEAD: Final = 8 << 20
 """Bytes of names that may wait for us."""
+_SNDBUFFORCE: Final = 32
+"""Linux: beyond what an administrator allows to others."""
 
 
 class _Walk(msgspec.Struct):
@@ -107,7 +109,7 @@ class Scout:
         order = _Walk(os.fsencode(root.absolute()), exclude, only)
         ours, its = socket.socketpair()
         with its, contextlib.suppress(OSError):
-            its.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _AHEAD)
+            _make_room(its)
             data = messages.framed(msgspec.msgpack.encode(order))
             sent = socket.send_fds(self._line, [data], [its.fileno(), *watch.descriptors()])
             self._line.sendall(data[sent:])
@@ -147,6 +149,13 @@ def scout(prepare: Callable[[], None] = lambda: None) -> Iterator[Scout | None]:
         yield made
     finally:
         made.close()
+
+
+def _make_room(line: socket.socket) -> None:
+    """Let so much wait as we are allowed to."""
+    with contextlib.suppress(OSError):
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _AHEAD)
+        line.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, _AHEAD)
 
 
 def _live(ours: socket.socket, its: socket.socket, prepare: Callable[[], None]) -> None:
