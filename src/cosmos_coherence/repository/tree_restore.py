@@ -249,18 +249,18 @@ def _fork(run: _Run, todo: int) -> tuple[int, int]:
 
 
 def _as_they_end(answers: Sequence[int], meanwhile: Callable[[], None]) -> Iterator[int]:
+    """Those that have something to read; while others are left, what is to be done now and then and after each."""
     poll = select.poll()
     for answer in answers:
         poll.register(answer, select.POLLIN)
     left = len(answers)
     while left:
-        ended = poll.poll(_SYNC_MS)
-        if not ended:
-            meanwhile()
-        for answer, _ in ended:
+        for answer, _ in poll.poll(_SYNC_MS):
             poll.unregister(answer)
             left -= 1
             yield answer
+        if left:
+            meanwhile()
 
 
 def _answer(answer: int) -> int:
