@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import typer
 
 from cosmos_coherence import errors
-from cosmos_coherence.archive.reader import ArchiveReader
-from cosmos_coherence.cli import context, healing, render
-from cosmos_coherence.flow import backup as backing
-from cosmos_coherence.flow import contents, initialise, known, store, transfer, upkeep
-from cosmos_coherence.flow.recover import RESTORE_SPOOL
+from cosmos_coherence.cli import context, render
+from cosmos_coherence.flow import contents, store
 from cosmos_coherence.storage import local
 
 if TYPE_CHECKING:
@@ -25,6 +22,8 @@ if TYPE_CHECKING:
 
 def init(*, url: str, kit: Path | None, as_json: bool) -> int:
     """Make the repository; the exit status."""
+    from cosmos_coherence.flow import initialise
+
     made = initialise.initialise(context.settings(), url=url, kit=kit)
     if as_json:
         render.as_json(made)
@@ -117,6 +116,8 @@ def extract(name: str, folder: Path, *, only: tuple[str, ...], as_json: bool) ->
 
 def export(name: str, *, to: Path | None, as_json: bool) -> int:
     """Make an archive of a backup in the repository; the exit status."""
+    from cosmos_coherence.flow import transfer
+
     settings = context.settings()
     directory = to.resolve() if to else context.backups(settings)
     with store.open_backup(settings, name, project=context.project(settings)) as reader:
@@ -131,6 +132,12 @@ def export(name: str, *, to: Path | None, as_json: bool) -> int:
 
 def import_(name: str, *, as_json: bool) -> int:
     """Bring an archive into the repository; the exit status."""
+    from cosmos_coherence.archive.reader import ArchiveReader
+    from cosmos_coherence.cli import healing
+    from cosmos_coherence.flow import backup as backing
+    from cosmos_coherence.flow import known, transfer
+    from cosmos_coherence.flow.recover import RESTORE_SPOOL
+
     settings = context.settings()
     if not store.configured(settings):
         store.backend(settings)  # says so
@@ -168,6 +175,8 @@ def import_(name: str, *, as_json: bool) -> int:
 
 def copy(url: str, names: tuple[str, ...], *, password_file: Path, as_json: bool) -> int:
     """Copy backups into a second repository; the exit status, which is that of damage when one had to stay behind."""
+    from cosmos_coherence.flow import upkeep
+
     settings = context.settings()
     target = upkeep.second(settings, url, password_file)
     copied = upkeep.copy(settings, target, project=context.project(settings), names=names)

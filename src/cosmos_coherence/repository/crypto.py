@@ -123,10 +123,10 @@ class Sealer:
         view = memoryview(sealed)
         if len(view) < OVERHEAD:
             raise errors.Damaged("too short to be sealed")
-        iv = bytes(view[:IV_SIZE])
+        iv = view[:IV_SIZE].tobytes()
         body = view[IV_SIZE:-TAG_SIZE]
         try:  # in constant time
-            Poly1305.verify_tag(self._r + self._nonces.update(iv), body, bytes(view[-TAG_SIZE:]))
+            Poly1305.verify_tag(self._r + self._nonces.update(iv), body, view[-TAG_SIZE:].tobytes())
         except InvalidSignature:
             raise errors.Damaged("the seal is broken") from None
         plain = bytearray(len(body)) if room is None else memoryview(room)[: len(body)]

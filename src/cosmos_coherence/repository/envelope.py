@@ -45,18 +45,18 @@ class Envelope:
 
     def unpack(self, blob: Blob, sealed: Buffer) -> Buffer:
         """The plain bytes of a blob, whose hash is its id. Raises ``Damaged``."""
-        if blob.size > LARGEST_BLOB:
-            raise errors.Damaged(f"blob {blob.id.hex()[:8]} claims to have {blob.size} bytes")
-        if len(sealed) != blob.length:
-            raise errors.Damaged(f"blob {blob.id.hex()[:8]} is cut short")
         try:
+            if blob.size > LARGEST_BLOB:
+                raise errors.Damaged(f"it claims to have {blob.size} bytes")
+            if len(sealed) != blob.length:
+                raise errors.Damaged("it is cut short")
             plain: Buffer = self.sealer.open(sealed, self._room(len(sealed)) if blob.plain_length else None)
+            if blob.plain_length:
+                plain = self._expand(plain, blob.plain_length)
+            if id_of(plain) != blob.id:
+                raise errors.Damaged("it has another content than its name says")
         except errors.Damaged as error:
             raise errors.Damaged(f"blob {blob.id.hex()[:8]}: {error}") from error
-        if blob.plain_length:
-            plain = self._expand(plain, blob.plain_length, f"blob {blob.id.hex()[:8]}")
-        if id_of(plain) != blob.id:
-            raise errors.Damaged(f"blob {blob.id.hex()[:8]} has another content than its name says")
         return plain
 
     def _room(self, size: int) -> bytearray | None:
@@ -85,30 +85,21 @@ class Envelope:
             raise errors.Damaged(f"{what} is not what its name says")
         try:
             plain = self.sealer.open(stored)
+            if not plain:
+                raise errors.Damaged("it is empty")
+            if plain[0] in _JSON:
+                return plain
+            if plain[0] != _COMPRESSED:
+                raise errors.Damaged(f"it is in an encoding that nobody knows: {plain[0]}")
+            return self._expand(memoryview(plain)[1:], _LARGEST_FILE)
         except errors.Damaged as error:
             raise errors.Damaged(f"{what}: {error}") from error
-        if not plain:
-            raise errors.Damaged(f"{what} is empty")
-        if plain[0] in _JSON:
-            return plain
-        if plain[0] != _COMPRESSED:
-            raise errors.Damaged(f"{what} is in an encoding that nobody knows: {plain[0]}")
-        body = memoryview(plain)[1:]
-        try:
-            size = zstandard.frame_content_size(body)
-        except zstandard.ZstdError as error:
-            raise errors.Damaged(f"{what} cannot be decompressed: {error}") from error
-        if size > _LARGEST_FILE:
-            raise errors.Damaged(f"{what} claims to have {size} bytes")
-        return self._expand(body, size if size >= 0 else _LARGEST_FILE, what)
 
-    def _expand(self, body: Buffer, size: int, what: str) -> bytes:
+    def _expand(self, body: Buffer, most: int) -> bytes:
+        """What it was before it was compressed, unless that is more than ``most`` bytes. ``Damaged``."""
         try:
-            # The frame may say how much it becomes; believed only as far as we are told to expect.
-            claimed = zstandard.frame_content_size(body)
-            if claimed > size:
-                raise errors.Damaged(f"{what} becomes larger than it says")
-            plain = self._decompress(body, max_output_size=size)
+            if zstandard.frame_content_size(body) > most:  # its own word, believed only as far as we expect it
+                raise errors.Damaged("it becomes larger than it says")
+            return self._decompress(body, max_output_size=most)
         except zstandard.ZstdError as error:
-            raise errors.Damaged(f"{what} cannot be decompressed: {error}") from error
-        return plain
+            raise errors.Damaged(f"it cannot be decompressed: {error}") from error

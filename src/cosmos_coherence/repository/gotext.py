@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
@@ -98,6 +99,8 @@ _LAST: Final = 253402300799
 _TIME: Final = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII
 ).fullmatch
+_RESTS: Final = re.compile(r"(?:(?:\.\d{1,9})?Z\n)*", re.ASCII).fullmatch
+"""What follows the seconds of times in UTC, one a line."""
 NO_TIME: Final = "0001-01-01T00:00:00Z"
 """What Go writes for a time that was never set."""
 
@@ -117,18 +120,25 @@ def format_time(ns: int) -> str:
 
 def parse_time(text: str) -> int:
     """Nanoseconds since the epoch of an RFC 3339 time. Raises ``ValueError``."""
-    if text.endswith("Z"):  # as everybody writes it; files of one tree share many of their seconds
-        fraction = text[20:-1]
-        if not fraction:
-            return _parse_second(text) * 1_000_000_000
-        if text[19] == "." and len(fraction) <= 9 and fraction.isascii() and fraction.isdigit():
-            return _parse_second(text[:19] + "Z") * 1_000_000_000 + int(fraction.ljust(9, "0"))
+    if text[29:] == "Z" and text[19] == "." and text.isascii() and (fraction := text[20:29]).isdigit():  # most are so
+        return _parse_second(text[:19]) + int(fraction)
     return _parse_any(text)
+
+
+def check_times(texts: Collection[str]) -> None:
+    """``ValueError`` unless ``parse_time`` takes each of them; faster than to parse them."""
+    for second in {text[:19] for text in texts}:
+        _parse_second(second)
+    rest = "".join([text[19:] + "\n" for text in texts])
+    if rest.count("\n") != len(texts) or _RESTS(rest) is None:
+        for text in texts:
+            parse_time(text)
 
 
 @lru_cache(maxsize=1 << 16)
 def _parse_second(text: str) -> int:
-    return _parse_any(text) // 1_000_000_000
+    """Files of one tree share many of their seconds."""
+    return _parse_any(text + "Z")
 
 
 def _parse_any(text: str) -> int:

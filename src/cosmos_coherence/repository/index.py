@@ -78,13 +78,25 @@ class Index:
 
     def find(self, kind: BlobKind, blob_id: Id) -> Location | None:
         """Where the blob lies; the first place when there are several."""
+        return self.find_all(kind, (blob_id,))[0]
+
+    def find_all(self, kind: BlobKind, ids: Iterable[Id]) -> list[Location | None]:
+        """``find`` for each of them."""
+        found: list[Location | None] = []
         wanted = kind == "tree"
         with self._lock:
-            bucket = self._bucket(blob_id)
-            at = bucket.find(blob_id)
-            while at >= 0 and (at % _SIZE or (bucket[at + _KIND_BYTE] >= 0x80) != wanted):
-                at = bucket.find(blob_id, at + 1)
-            return None if at < 0 else self._location(bucket, at)
+            buckets, packs, shift = self._buckets, self._packs, 32 - self._bits
+            for blob_id in ids:
+                bucket = buckets[int.from_bytes(blob_id[:4], "big") >> shift]
+                at = bucket.find(blob_id)
+                while at >= 0 and (at % _SIZE or (bucket[at + _KIND_BYTE] >= 0x80) != wanted):
+                    at = bucket.find(blob_id, at + 1)
+                if at < 0:
+                    found.append(None)
+                else:
+                    _, word, offset, length, plain_length = _RECORD.unpack_from(bucket, at)
+                    found.append(Location(packs[word & ~_IS_TREE], Blob(kind, blob_id, offset, length, plain_length)))
+        return found
 
     def places(self, kind: BlobKind, blob_id: Id) -> Iterator[Location]:
         """Everywhere that the blob lies."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -83,8 +84,8 @@ class _Planner:
         self._repository, self._devices = repository, devices
         self._plan = Plan()
         self._first: dict[tuple[int, int], tuple[bytes, list[str] | None]] = {}
-        self._targets: dict[str, list[Target]] = {}
-        self._blobs: dict[str, tuple[Id, Blob]] = {}
+        self._wanted: dict[str, tuple[Blob, list[Target]]] = {}
+        self._packs: defaultdict[Id, list[tuple[Blob, list[Target]]]] = defaultdict(list)
 
     def run(self, tree: Id) -> Plan:
         waiting = [(b"", 0, tree)]
@@ -93,7 +94,9 @@ class _Planner:
             if depth > _DEEPEST:
                 raise errors.Hostile(f"the tree has folders more than {_DEEPEST} deep")
             below: list[tuple[bytes, int, Id]] = []
-            for node in self._repository.load_tree(tree):
+            nodes = self._repository.load_tree(tree)
+            self._find({text for node in nodes if node.type == "file" for text in node.content or ()})
+            for node in nodes:
                 path = prefix + node.file_name
                 if node.type == "file":
                     self._file(path, node)
@@ -107,11 +110,13 @@ class _Planner:
                         raise errors.Hostile(f"{_show(path)} is a device, and nobody asked for devices")
                     self._plan.others.append(Other(path, _look(path, node), node.type, node.target, node.device))
             waiting += reversed(below)
-        self._share_out()
+        for blobs in self._packs.values():
+            blobs.sort(key=lambda each: each[0].offset)
+        self._plan.packs = list(self._packs.items())
         return self._plan
 
     def _file(self, path: bytes, node: Node) -> None:
-        content = node.content or []
+        content = node.content or ()
         if node.links > 1 and node.inode:
             first, same = self._first.setdefault((node.device_id, node.inode), (path, node.content))
             if first != path and same == node.content:
@@ -120,33 +125,27 @@ class _Planner:
         number = len(self._plan.files)
         at = 0
         for text in content:
-            found = self._blobs.get(text)
-            if found is None:
-                found = self._blobs[text] = self._find(text)
-            self._targets.setdefault(text, []).append((number, at))
-            at += found[1].size
+            blob, targets = self._wanted[text]
+            targets.append((number, at))
+            at += blob.size
         if at != node.size or at > _LARGEST_SIZE:
             raise errors.Damaged(f"{_show(path)} has {at} bytes in its blobs and says {node.size}")
         self._plan.files.append(File(path, _look(path, node), at, len(content) == 1, node.links))
         self._plan.size += at
 
-    def _find(self, text: str) -> tuple[Id, Blob]:
-        place = self._repository.index.find("data", bytes.fromhex(text))
-        if place is None:
-            self._repository.refresh_index()
-            place = self._repository.index.find("data", bytes.fromhex(text))
-        if place is None:
-            raise errors.Damaged(f"data blob {text[:8]} is in no index of {self._repository.location}")
-        return place
-
-    def _share_out(self) -> None:
-        packs: dict[Id, list[tuple[Blob, list[Target]]]] = {}
-        for text, targets in self._targets.items():
-            pack, blob = self._blobs[text]
-            packs.setdefault(pack, []).append((blob, targets))
-        for blobs in packs.values():
-            blobs.sort(key=lambda each: each[0].offset)
-        self._plan.packs = list(packs.items())
+    def _find(self, texts: set[str]) -> None:
+        """Know where blobs lie."""
+        new = [text for text in texts if text not in self._wanted]
+        ids = [bytes.fromhex(text) for text in new]
+        places = self._repository.index.find_all("data", ids)
+        if None in places and self._repository.refresh_index():
+            places = self._repository.index.find_all("data", ids)
+        for text, place in zip(new, places, strict=True):
+            if place is None:
+                raise errors.Damaged(f"data blob {text[:8]} is in no index of {self._repository.location}")
+            wanted: tuple[Blob, list[Target]] = (place.blob, [])
+            self._wanted[text] = wanted
+            self._packs[place.pack].append(wanted)
 
 
 def _look(path: bytes, node: Node) -> Look:

@@ -6,6 +6,7 @@ nothing can reach outside or write through something else, whatever lies or is p
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -41,6 +42,13 @@ class Places:
     def close(self) -> None:
         """Give the descriptors back."""
         self._folders.close()
+
+    def sync(self) -> None:
+        """Have everything of the file system on its disk. Raises ``NoRoom``, ``RestoreFailed``."""
+        with self.at(b""):
+            if ctypes.CDLL(None, use_errno=True).syncfs(self._folders.root) != 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
 
     @contextmanager
     def at(self, path: bytes) -> Iterator[None]:

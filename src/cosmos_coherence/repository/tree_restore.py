@@ -5,7 +5,6 @@ Every blob's seal and hash are checked before a byte of it is written.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import queue
@@ -28,6 +27,8 @@ from cosmos_coherence.repository.restore_write import Places
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NUMBER_BYTES: Final = 4
+_SYNC_MS: Final = 1000
+"""More often, and those who write wait for the journal."""
 
 
 @dataclass(slots=True)
@@ -85,12 +86,12 @@ def restore_tree(
         kept = _prepare(planned, places, existing)
         restored.kept = len(kept)
         run = _Run(repository, planned, kept, target, root)
-        unset = _in_processes(run, workers, forking) if forked and repository.backend.properties.local else None
+        alone = forked and repository.backend.properties.local
+        unset = _in_processes(run, workers, forking, places.sync) if alone else None
         restored.unset += _in_threads(run, workers) if unset is None else unset
         _complete(planned, places, stack.enter_context(closing(Places(target, root))), kept)
         restored.unset += places.unset
-        with places.at(b""):
-            _sync(root)
+        places.sync()
     return restored
 
 
@@ -185,10 +186,13 @@ class _Run:
                 raise places.failure(file.path, error) from error
 
 
-def _in_processes(run: _Run, count: int, forking: Callable[[], AbstractContextManager[None]]) -> int | None:
+def _in_processes(
+    run: _Run, count: int, forking: Callable[[], AbstractContextManager[None]], sync: Callable[[], None]
+) -> int | None:
     """Names whose look could not be set; None when another thread runs, which a fork would cut off in mid-step.
 
-    Everybody takes the next pack from one list, whose offset they share.
+    Everybody takes the next pack from one list, whose offset they share. Meanwhile what they write is brought to the
+    disk, so that little is left to wait for when they have done.
     """
     if not run.packs:
         return 0
@@ -206,7 +210,7 @@ def _in_processes(run: _Run, count: int, forking: Callable[[], AbstractContextMa
             for _ in range(min(count, run.packs)):
                 answer, pid = _fork(run, todo)
                 children[answer] = pid
-        return sum(_answer(answer) for answer in _as_they_end(list(children)))
+        return sum(_answer(answer) for answer in _as_they_end(list(children), sync))
     except OSError as error:
         raise errors.RestoreFailed(f"no process can be started: {error.strerror}") from error
     finally:
@@ -244,16 +248,19 @@ def _fork(run: _Run, todo: int) -> tuple[int, int]:
     raise AssertionError
 
 
-def _as_they_end(answers: Sequence[int]) -> Iterator[int]:
+def _as_they_end(answers: Sequence[int], meanwhile: Callable[[], None]) -> Iterator[int]:
+    """Those that have something to read; while others are left, what is to be done now and then and after each."""
     poll = select.poll()
     for answer in answers:
         poll.register(answer, select.POLLIN)
     left = len(answers)
     while left:
-        for answer, _ in poll.poll():
+        for answer, _ in poll.poll(_SYNC_MS):
             poll.unregister(answer)
             left -= 1
             yield answer
+        if left:
+            meanwhile()
 
 
 def _answer(answer: int) -> int:
@@ -293,10 +300,3 @@ def _in_threads(run: _Run, count: int) -> int:
     if failures:
         raise failures[0]
     return sum(unset)
-
-
-def _sync(folder: int) -> None:
-    """Write everything of the file system that holds this open folder to its disk. ``OSError``."""
-    if ctypes.CDLL(None, use_errno=True).syncfs(folder) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

@@ -6,9 +6,10 @@ comes twice.
 
 from __future__ import annotations
 
+import operator
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
-from typing import Final, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -21,6 +22,9 @@ from cosmos_coherence.repository.gotext import NO_TIME, json_string, quoted_name
 NodeType = Literal["file", "dir", "symlink", "dev", "chardev", "fifo", "socket", "irregular", ""]
 
 _LARGEST_NUMBER: Final = (1 << 64) - 1
+_Number = Annotated[int, msgspec.Meta(ge=0)]
+_Owner = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+_HexId = Annotated[str, msgspec.Meta(min_length=64, max_length=64)]
 
 
 class Xattr(msgspec.Struct, frozen=True):
@@ -35,31 +39,31 @@ class Node(msgspec.Struct, kw_only=True, gc=False):
 
     name: str
     type: NodeType
-    mode: int = 0
+    mode: _Number = 0
     """Go's bits, ``gotext.permissions`` has Unix's."""
     mtime: str = NO_TIME
     atime: str = NO_TIME
     ctime: str = NO_TIME
-    uid: int = 0
-    gid: int = 0
+    uid: _Owner = 0
+    gid: _Owner = 0
     user: str = ""
     group: str = ""
-    inode: int = 0
-    device_id: int = 0
+    inode: _Number = 0
+    device_id: _Number = 0
     """With ``inode`` it says which names are the same file, where ``links`` is more than 1."""
-    size: int = 0
-    links: int = 0
+    size: _Number = 0
+    links: _Number = 0
     linktarget: str = ""
     linktarget_raw: bytes | None = None
     """Given where the target is not UTF-8."""
     extended_attributes: list[Xattr] = []
     generic_attributes: msgspec.Raw = msgspec.Raw()
     """Of other systems; kept as it is."""
-    device: int = 0
+    device: _Number = 0
     """``st_rdev`` of a device."""
-    content: list[str] | None = None
+    content: list[_HexId] | None = None
     """Ids of a file's data blobs in their order; empty for an empty file, None for everything else."""
-    subtree: str | None = None
+    subtree: _HexId | None = None
     """Id of a folder's tree."""
     error: str = ""
 
@@ -146,41 +150,39 @@ def decode(plain: Buffer) -> list[Node]:
     """The nodes of a tree. Raises ``Damaged`` for what is no tree, ``Hostile`` for names that may not be."""
     try:
         nodes = _decoder.decode(plain).nodes or []
-        last = b""
-        for each in nodes:
-            name = each.file_name
-            if name <= last:
-                raise errors.Hostile("a tree has names in the wrong order, twice, or empty")
-            if b"/" in name or b"\0" in name or name in (b".", b".."):
-                raise errors.Hostile("a tree has a name that is not one step of a path")
-            last = name
-            _check(each)
+        _check_names([each.file_name for each in nodes])
+        _check(nodes)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise errors.Damaged(f"not a tree: {error}") from error
     return nodes
 
 
-def _check(each: Node) -> None:
-    numbers = each.mode | each.uid | each.gid | each.inode | each.device_id | each.size | each.links | each.device
-    if not 0 <= numbers <= _LARGEST_NUMBER or each.uid >> 32 or each.gid >> 32:  # a negative one would show
-        raise ValueError("a number out of range")
-    gotext.parse_time(each.mtime)
-    if each.atime != each.mtime:
-        gotext.parse_time(each.atime)
-    if each.ctime != each.mtime:
-        gotext.parse_time(each.ctime)
-    if (each.linktarget or each.linktarget_raw) and b"\0" in each.target:
-        raise errors.Hostile("a symlink has a target that cannot be")
-    for text in each.content or ():
-        _check_id(text)
-    if each.subtree is not None:
-        _check_id(each.subtree)
-    if each.extended_attributes and any("\0" in xattr.name or not xattr.name for xattr in each.extended_attributes):
-        raise errors.Hostile("an extended attribute has a name that cannot be")
+# All of a tree at once, as far as that goes: a restore waits for the check of every name.
+def _check_names(names: Sequence[bytes]) -> None:
+    if any(map(operator.ge, names, names[1:])) or b"" in names:
+        raise errors.Hostile("a tree has names in the wrong order, twice, or empty")
+    together = b"".join(names)
+    if b"/" in together or b"\0" in together or b"." in names or b".." in names:
+        raise errors.Hostile("a tree has a name that is not one step of a path")
 
 
-def _check_id(text: str) -> None:
-    if len(text) != 64 or len(bytes.fromhex(text)) != 32:
+def _check(nodes: Sequence[Node]) -> None:
+    times: set[str] = set()
+    ids: list[str] = []
+    for each in nodes:
+        if (each.mode | each.inode | each.device_id | each.size | each.links | each.device) > _LARGEST_NUMBER:
+            raise ValueError("a number out of range")
+        times.update((each.mtime, each.atime, each.ctime))
+        if each.content:
+            ids += each.content
+        if each.subtree is not None:
+            ids.append(each.subtree)
+        if (each.linktarget or each.linktarget_raw) and b"\0" in each.target:
+            raise errors.Hostile("a symlink has a target that cannot be")
+        if each.extended_attributes and any("\0" in xattr.name or not xattr.name for xattr in each.extended_attributes):
+            raise errors.Hostile("an extended attribute has a name that cannot be")
+    gotext.check_times(times)
+    if len(bytes.fromhex("".join(ids))) != 32 * len(ids):  # spaces do not count
         raise ValueError("an id is not 64 hex digits")
 
 

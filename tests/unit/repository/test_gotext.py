@@ -64,9 +64,17 @@ def test_times_as_the_real_one_writes_them() -> None:
     assert gotext.format_time(-(1 << 80)) == gotext.NO_TIME
     assert gotext.parse_time("2014-12-22T14:47:59.9+01:00") == gotext.parse_time("2014-12-22T13:47:59.9Z")
     assert gotext.parse_time("0000-12-31T00:00:00Z") == gotext.parse_time(gotext.NO_TIME) - 86400 * 10**9
-    for wrong in ("", "now", "2014-13-01T00:00:00Z", "2014-01-01T00:00:00", "2014-01-01 00:00:00Z"):
+    right = ("2014-12-22T14:47:59.9+01:00", gotext.NO_TIME, "2014-01-01T00:00:00.123456789Z", "2014-01-01T00:00:00.5Z")
+    gotext.check_times(right)
+    for wrong in (
+        "", "now", "2014-13-01T00:00:00Z", "2014-01-01T00:00:00", "2014-01-01 00:00:00Z", "2014-01-01T00:00:00.5",
+        "2014-01-01T00:00:00.5Z\n", "2014-01-01T00:00:00Z\nZ", "2014-01-01T00:00:00.1234567890Z",
+        "2014-01-01T00:00:00.123456789ZZ", "2014-01-01T00:00:00.12345678\u0663Z", "2014-02-29T00:00:00.123456789Z",
+    ):  # fmt: skip
         with pytest.raises(ValueError):
             gotext.parse_time(wrong)
+        with pytest.raises(ValueError):
+            gotext.check_times((*right, wrong, gotext.NO_TIME))
 
 
 @given(

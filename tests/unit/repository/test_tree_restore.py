@@ -7,6 +7,7 @@ import random
 import signal
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cosmos_coherence import errors
-from cosmos_coherence.repository import trees
+from cosmos_coherence.repository import tree_restore, trees
 from cosmos_coherence.repository.crypto import Buffer
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.restore_plan import File
@@ -273,6 +274,35 @@ def test_a_process_that_is_killed_fails_it(tmp_path: Path, target: Path, monkeyp
         restore_tree(repository, tree, target)
     monkeypatch.undo()
     restore_tree(repository, tree, target, existing=True)
+    assert looks(target) == looks(root)
+
+
+def test_what_is_written_goes_to_the_disk_meanwhile(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for number in range(50):
+        (root / f"file-{number:02}").write_bytes(os.urandom(1000))
+    repository = new(tmp_path)
+    tree = saved(repository, root)
+    there: list[int] = []
+    sync, whole = Places.sync, Places.whole
+
+    def counting(self: Places) -> None:
+        sync(self)
+        there.append(len(list(target.iterdir())))
+
+    def slow(self: Places, file: File, content: Buffer) -> None:
+        whole(self, file, content)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(tree_restore, "_SYNC_MS", 20)
+    monkeypatch.setattr(Places, "sync", counting)
+    monkeypatch.setattr(Places, "whole", slow)
+    restore_tree(repository, tree, target)
+    assert len(there) > 2
+    assert there[-1] == 50
     assert looks(target) == looks(root)
 
 
