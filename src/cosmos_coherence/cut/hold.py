@@ -107,9 +107,11 @@ def _take(
     note = journal.open(HoldRecord(run, targets, _rfc3339(time.time_ns())))
     try:
         step("journalled")
-        watchdog.arm(targets, max_pause_s)
+        if targets:  # else it has nothing to release, and need not be waited for
+            watchdog.arm(targets, max_pause_s)
         step("armed")
-        watchdog.hold()
+        if targets:
+            watchdog.hold()
     except BaseException:
         note.close()  # nothing was frozen
         raise

@@ -45,7 +45,7 @@ class Watchdog:
 
     def __init__(self, stdin: BinaryIO, stdout: BinaryIO, child: Child | None = None) -> None:
         self._stdin, self._stdout, self._child = stdin, stdout, child
-        self._holding = False
+        self._armed = self._holding = False
 
     @classmethod
     def start(cls) -> Watchdog:
@@ -68,6 +68,7 @@ class Watchdog:
         while (line := self._stdout.readline()) != b"ready\n":
             if not line:
                 raise errors.CutFailed("the watchdog has ended, and without it nothing is held")
+        self._armed = True
 
     def hold(self) -> None:
         """Start its clock: the first freeze follows. Raises ``CutFailed`` when it has gone."""
@@ -97,7 +98,7 @@ class Watchdog:
             self._stdin.close()
         if self._child is None:
             return
-        if self._holding:  # it has work to do, perhaps for minutes: nobody waits for that
+        if self._holding or not self._armed:  # it has work to do, perhaps for minutes, or still starts: nobody waits
             threading.Thread(target=self._await, args=(self._child,), daemon=True).start()
         else:
             self._await(self._child)

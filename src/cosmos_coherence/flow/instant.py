@@ -93,23 +93,23 @@ def one_instant(
 
 def _attempt(asked: _Asked) -> tuple[Cut, tuple[Gap, ...], tuple[Service, ...]]:
     """One hold; what it cost, for whom it does not hold, and who stood still."""
-    for source in asked.opened:
-        if source.ref.service:  # last, since a session holds locks while it waits
-            source.prepare(asked.writer)
-    # Looked at again: the copying may have taken hours, and whoever has come up since can write.
-    stack = asked.runtime.stack()
-    freeze = holding(stack, asked.engines, volume=asked.volume).freeze
-    targets = asked.runtime.hold_targets(freeze)
-    gaps = (
-        *foreign.writers(stack, freeze, {s.ref.part: s.clients() for s in asked.opened}),
-        *outside(
-            stack,
-            [source.ref for source in asked.opened],
-            engines=asked.engines,
-            held={target.name for target in targets},
-        ),
-    )
-    with watchdog_for(asked.runtime) as watchdog:
+    with watchdog_for(asked.runtime) as watchdog:  # it gets ready while the sessions are opened
+        for source in asked.opened:
+            if source.ref.service:  # last, since a session holds locks while it waits
+                source.prepare(asked.writer)
+        # Looked at again: the copying may have taken hours, and whoever has come up since can write.
+        stack = asked.runtime.stack()
+        freeze = holding(stack, asked.engines, volume=asked.volume).freeze
+        targets = asked.runtime.hold_targets(freeze)
+        gaps = (
+            *foreign.writers(stack, freeze, {s.ref.part: s.clients() for s in asked.opened}),
+            *outside(
+                stack,
+                [source.ref for source in asked.opened],
+                engines=asked.engines,
+                held={target.name for target in targets},
+            ),
+        )
         asked.story.begin("hold", f"{len(targets)} writers")
         cut = take_cut(
             targets,
