@@ -276,7 +276,8 @@ def test_a_wrong_password_and_a_dead_server(version: int) -> None:
         with source(server) as captured, pytest.raises(errors.ServiceDown):
             captured.prepare(MemorySink())
         server.environment = given | {"POSTGRES_PASSWORD_FILE": "/nowhere", "PGPASSWORD": PASSWORD, "PGUSER": USER}
-        assert postgres_session.databases_on(server, "db").keys() == {"postgres"}
+        with postgres_session.Session(server, "db", postgres_session.CONTROL, "look") as session:
+            assert session.value("SELECT current_database();") == postgres_session.CONTROL
 
 
 def test_what_is_not_supported_is_said_first(server: Postgres) -> None:

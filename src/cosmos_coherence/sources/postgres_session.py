@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from cosmos_coherence import errors
@@ -218,16 +218,6 @@ def default_database(runtime: Runtime, service: str) -> str:
     """The database that the service was made for: ``POSTGRES_DB``, else the one named like its user."""
     with runtime.run(service, tool("sh", "-c", 'printf %s "$PGDATABASE"')) as child:
         return child.stdout.read().decode("utf-8", "replace")
-
-
-def databases_on(runtime: Runtime, service: str, run: str = "look") -> Mapping[str, int]:
-    """Size in bytes by name of every database of the server that takes connections and is no template."""
-    with Session(runtime, service, CONTROL, run) as session:
-        found: dict[str, int] = session.json(
-            "SELECT coalesce(json_object_agg(datname, pg_database_size(oid)), '{}')"
-            " FROM pg_database WHERE datallowconn AND NOT datistemplate;"
-        )
-    return found
 
 
 def end_leftovers(runtime: Runtime, service: str, run_prefix: str) -> int:

@@ -230,13 +230,15 @@ class _Look:
         }
         self._forget_below(gone)
         looked = self._looked or set()
+        entered: tuple[bytes, ...] = ()
         for path, (found, there) in now.items():
-            if path in looked:
+            if path in looked or path.startswith(entered):  # all below was looked at later, with a watch on it
                 continue
             self._forget(path)
             was = known[path]
             if there and self._note(path, found) and (was is None or was.kind != "dir" or path in gone):
                 self._enter_at(folders, path)
+                entered += (path + b"/",)
         both = (found for path in now for found in (known[path], names.get(path)))
         return {found.ino for found in both if found is not None and found.nlink > 1}
 
@@ -292,10 +294,6 @@ class _Look:
         """List an open folder and all below it, one after another; the descriptor is ours to close."""
         self._chain.append(folder)
         try:
-            if not path:
-                top = from_stat(b"", os.fstat(folder), self._device)
-                assert top is not None
-                self._scan.names[b""] = top
             yield self._list(path, 0)
             while self._pending:
                 yield self._enter(*self._pending.pop())
@@ -320,6 +318,8 @@ class _Look:
         folder, scan = self._chain[depth], self._scan
         noted: list[bytes] = []
         self._entered(folder, path)
+        # Once more: nobody tells of what was done in it before it was entered.
+        self._note(path, from_stat(path, os.fstat(folder), self._device))
         prefix = path + b"/" if path else b""
         with os.scandir(folder) as listing:
             for item in listing:

@@ -1,8 +1,9 @@
 """What has changed in a tree since it was walked, without walking again: the kernel tells.
 
 It tells of everything that goes through a system call. Of writes through a mapped file it does not; but whoever maps a
-file has opened it, and keeps it open as long as it is mapped. So a file that was opened since, or that is found open to
-write, counts as one that may have changed: its times are looked at.
+file has opened it, and keeps it open as long as it is mapped. Before the hold it begins to tell of openings, too, but
+not earlier, since it would tell of every file that we read ourselves. So a file that was opened since, or that is found
+open to write, counts as one that may have changed: its times are looked at.
 
 What it cannot tell: that a file was written through a further name (a hard link) which was made after the walk and is
 gone again. The next backup, which begins with a walk, sees it.
@@ -10,6 +11,7 @@ gone again. The next backup, which begins with a walk, sees it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -19,12 +21,12 @@ import inotify_simple
 from inotify_simple import flags
 
 from cosmos_coherence.drivers import disk
-from cosmos_coherence.drivers.folders import link_place
+from cosmos_coherence.drivers.folders import Folders, link_place
 
 _FOLLOW_S: Final = 0.01
 _MASK: Final = int(
-    flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE | flags.OPEN | flags.CREATE | flags.DELETE | flags.MOVED_FROM
-    | flags.MOVED_TO | flags.ONLYDIR
+    flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE | flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO
+    | flags.ONLYDIR
 )  # fmt: skip
 _LOST: Final = int(flags.Q_OVERFLOW | flags.UNMOUNT)
 _RENEWED: Final = int(flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO)
@@ -37,7 +39,7 @@ class Changes(NamedTuple):
     folders: set[bytes]
     """Those that came, went or were replaced, so that everything below them may have changed."""
     opened: set[bytes]
-    """What somebody, be it ourselves, has opened, and nothing else was told of yet."""
+    """What somebody, be it ourselves, has opened since ``notice_openings``, and nothing else was told of yet."""
 
 
 class Watch:
@@ -47,6 +49,7 @@ class Watch:
         """``root`` is the open root; -1 for none, of which nothing can be noticed."""
         self._notify = inotify_simple.INotify(nonblocking=True) if root >= 0 and disk.is_local(root) else None
         self._folders: dict[int, bytes] = {}
+        self._mask = _MASK
         self._found = Changes(set(), set(), set())
         self._foreign: list[inotify_simple.Event] | None = None
         """What was told of folders that another process has entered and that are not ours yet."""
@@ -88,11 +91,22 @@ class Watch:
     def entered(self, folder: int, path: bytes) -> None:
         """From now on what changes in this open folder is noticed, under this path."""
         with self._noting:  # what is told of it must not be read before it has its path
-            if self._notify is not None:
-                try:
-                    self._folders[self._notify.add_watch(link_place(folder, b"."), _MASK)] = path
-                except OSError:  # more folders than may be watched
-                    self._give_up()
+            self._enter(folder, path)
+
+    def notice_openings(self, folders: Folders) -> None:
+        """From now on notice who opens a file below these ``folders``, too."""
+        with self._noting:
+            self._mask = _MASK | flags.OPEN
+            for path in sorted(set(self._folders.values())):
+                with contextlib.suppress(OSError):  # it has gone, as the one that held it tells
+                    self._enter(folders.parent(path + b"/." if path else b".")[0], path)
+
+    def _enter(self, folder: int, path: bytes) -> None:
+        if self._notify is not None:
+            try:
+                self._folders[self._notify.add_watch(link_place(folder, b"."), self._mask)] = path
+            except OSError:  # more folders than may be watched
+                self._give_up()
 
     def follow(self) -> None:
         """From now on read what the kernel tells as it comes, so that its queue does not run over, and little is left

@@ -248,7 +248,7 @@ class TreeSource:
         It is a watched one: should there be many names, there is no second.
         """
         self._scan, steps, watch = self._walking({})
-        watch.follow()  # every file that is read is told of, too
+        watch.follow()  # it may take long
         cost, names = 0, self._scan.names
         for copied in tree.add_small(self._root, _small(names, steps)):
             cost += _FILE_COST + self._take_small(copied, names[copied.found.path], started_ns)
@@ -308,6 +308,9 @@ class TreeSource:
     def _suspect(self) -> int:
         """Before the hold: who has a file open may have mapped it, and writes untold. The size of all such files."""
         changes = self._watch.changes() if self._watch is not None else None
+        if changes is not None and self._watch is not None:
+            with self._reading(b""), Folders(self._root) as folders:
+                self._watch.notice_openings(folders)
         inodes = open_files.writable_inodes() if changes is not None else None
         if changes is None or inodes is None or self._scan is None or self._watch is None:
             self._stop_watching()

@@ -54,8 +54,7 @@ def begin(
 
 def finished(begun: Walking, known: Mapping[bytes, Copied] | None = None) -> Scan:
     scan, steps = begun.walking(known or {})
-    paths = [path for noted in steps for path in noted]
-    assert sorted(paths) == sorted(scan.names)
+    assert {path for noted in steps for path in noted} == scan.names.keys()
     return scan
 
 

@@ -114,6 +114,29 @@ def test_a_folder_that_comes_again_under_its_old_number(root: Path) -> None:
         assert_same(scan, tree_scan.walk(root))
 
 
+def test_what_happens_in_a_folder_just_before_it_is_entered_is_seen(root: Path) -> None:
+    """Nobody tells of it: what was seen before must not count."""
+    (root / "old").mkdir()
+    with Folders(root) as folders:
+        watch = Watch(folders.root)
+    WATCHES.append(watch)
+
+    def late(folder: int, path: bytes) -> None:
+        if path:
+            (root / os.fsdecode(path) / "gone").unlink(missing_ok=True)
+            (root / os.fsdecode(path) / "late").touch()
+        watch.entered(folder, path)
+
+    scan = tree_scan.walk(root, (), late)
+    assert_same(scan, tree_scan.walk(root))
+    (root / "new").mkdir()
+    (root / "new" / "gone").touch()
+    changes = watch.changes()
+    assert changes is not None
+    scan.refresh(changes.names | {b"new/gone"}, changes.folders, late)
+    assert_same(scan, tree_scan.walk(root))
+
+
 def test_another_name_of_a_file_changes_those_that_were_there(root: Path) -> None:
     (root / "d").mkdir()
     (root / "one").write_bytes(b"1")

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from cosmos_coherence import errors
-from cosmos_coherence.storage.backend import Backend, Stored
-from cosmos_coherence.storage.counted import CountedBackend, Counts
+from cosmos_coherence.storage.backend import Backend
 from cosmos_coherence.storage.retrying import RetryingBackend
 from cosmos_coherence.storage.throttled import ThrottledBackend
 from support.faulty_backend import Fault, FaultyBackend, faulty
@@ -55,7 +54,6 @@ def everything(backend: Backend) -> list[object]:
         RetryingBackend,
         ThrottledBackend,
         lambda inner: ThrottledBackend(inner, up=10**9, down=10**9),
-        CountedBackend,
         FaultyBackend,
     ],
 )
@@ -153,20 +151,6 @@ def test_without_a_limit_nobody_waits() -> None:
     backend = ThrottledBackend(MemoryBackend(), up=1, sleep=sleep)
     backend.save("keys", NAMES[0], [b""])
     assert [backend.load("keys", NAMES[0]) for _ in range(100)] == [b""] * 100
-
-
-def test_requests_and_bytes_are_counted() -> None:
-    with faulty(MemoryBackend(), Fault("save", nth=2)) as inner:
-        backend = CountedBackend(inner)
-        backend.create()
-        backend.save("data", NAMES[0], [b"123", b"4567"])
-        with pytest.raises(errors.BackendUnavailable):
-            backend.save("data", NAMES[1], [b"123"])
-        backend.load("data", NAMES[0], 1, 2)
-        assert [*backend.list("data")] == [Stored(NAMES[0], 7)]
-        backend.size("data", NAMES[0])
-        backend.remove("data", NAMES[0])
-    assert backend.counts == Counts(requests=7, saves=2, loads=1, lists=1, removes=1, bytes_up=7, bytes_down=2)
 
 
 def test_a_planned_fault_that_never_fires_fails_the_test() -> None:
