@@ -74,7 +74,7 @@ class Ledger:
         return Ledger()
 
     def merge(self, other: Ledger) -> None:
-        """See ``Counter``. Of one folder one process knows itself, another what is in it."""
+        """See ``Counter``. Of one folder one process knows itself, another what is in it, and itself later."""
         self.unreadable += other.unreadable
         self.blocks += other.blocks
         self.files += other.files
@@ -82,6 +82,7 @@ class Ledger:
         for path, theirs in other.records.items():
             mine = self.records.setdefault(path, theirs)
             if mine is not theirs:
+                self.blocks -= min(mine.own, theirs.own)
                 mine.own = max(mine.own, theirs.own)
                 mine.names.extend(theirs.names)
                 mine.inodes.extend(theirs.inodes)

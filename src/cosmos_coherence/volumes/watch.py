@@ -1,10 +1,11 @@
 """How much a tree holds, at any time, without walking it again: the kernel tells what has changed.
 
 It tells of everything that goes through a system call. Of writes through a mapped file it does not; they matter only
-where they fill a hole, and are seen when the file is closed. Of a file with a name outside of the tree it does not tell
-what is done through that name. Some file systems (ext4, XFS, btrfs) settle what a file takes only when they write it to
-the disk: what was written to is therefore looked at again, up to once after ten minutes. That opening a file is not
-told of is on purpose: whoever reads a million files would make the queue run over.
+where they fill a hole, and are seen when the file is closed. Of a file with a name outside of the tree, or with one
+that came and went between two measurements, it does not tell what was done through that name. Some file systems (ext4,
+XFS, btrfs) settle what a file takes only when they write it to the disk: what was written to is therefore looked at
+again, up to once after ten minutes. That opening a file is not told of is on purpose: whoever reads a million files
+would make the queue run over.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class _Noticing(Ledger):
             self.paths[self.notify.add_watch(link_place(folder, b"."), _MASK)] = path
         except OSError as error:
             self.refused = self.refused or f"the system watches no more folders: {error.strerror}"
+        # Once more: nobody tells of what was done in it before it was watched.
+        self.folder(path, os.fstat(folder).st_blocks)
 
 
 class TreeWatch:
