@@ -38,6 +38,19 @@ _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
 _NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 
 
+_held: Final[set[int]] = set()
+"""Open files that hold a lock. A forked child would hold it, too, and for a moment longer than we live."""
+
+
+def _close_in_child() -> None:
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
 class Holder(msgspec.Struct, frozen=True):
     """Who has a lock."""
 
@@ -94,8 +107,8 @@ class Lease:
 def run_lock(directory: Path, *, run: str, what: str) -> Iterator[Lease]:
     """Hold the run lock of the state folder ``directory`` for the run ``run``, which is a ``what`` (a verb).
 
-    Raises ``Locked`` at once, naming the owner, when another run has it. Processes that are started meanwhile do not
-    inherit it.
+    Raises ``Locked`` at once, naming the owner, when another run has it. Processes that are started or forked meanwhile
+    do not inherit it.
     """
     with lease(directory, "run", run=run, what=what) as held:
         yield held
@@ -109,6 +122,7 @@ def lease(directory: Path, name: str, *, run: str, what: str) -> Iterator[Lease]
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise unusable(path, error) from error
+    _held.add(handle)
     try:
         try:
             held = Lease(signed, _take(handle, signed, run, what))
@@ -120,6 +134,7 @@ def lease(directory: Path, name: str, *, run: str, what: str) -> Iterator[Lease]
             held.release()
     finally:
         # Closing lets go of it. The file stays: removing it could take the lock away from under the next owner.
+        _held.discard(handle)
         os.close(handle)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmos_coherence import errors
+from cosmos_coherence.cut import lock
 from cosmos_coherence.flow.remember import MEASUREMENTS, SPOOL
 from cosmos_coherence.history import segments
 from cosmos_coherence.model import Measurement
@@ -107,12 +108,17 @@ def finished(state: Path, serving: ServeSettings) -> tuple[tuple[Count, ...], tu
 def _engine(state: Path, serving: ServeSettings) -> Iterator[Engine]:
     """The history's database, brought to this version. Raises as ``database.connect`` and ``database.migrate``.
 
+    ``Locked`` while a restore runs: the database may be among what it restores, and is compared with the backup then.
+
     Once a served history has answered (the agent knows its address), nobody else takes it for the one in the state
     directory: what a call on the host drained into that would be missing in the other. ``ConfigurationError`` then.
     """
     served = state / _SERVED
     if not serving.database_url and served.exists():
         raise errors.ConfigurationError("the history is in a database whose address only the agent knows")
+    run = lock.holder(state)
+    if serving.database_url and run is not None and run.what == "restore":
+        raise errors.Locked(f"the history waits for the {run}")
     try:
         from cosmos_coherence.history import database
     except ModuleNotFoundError as error:

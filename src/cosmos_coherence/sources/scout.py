@@ -94,8 +94,9 @@ class Walking:
         raise errors.CosmosError(f"the process that walked {scan.root} has died")
 
     def close(self) -> None:
-        """It need not go on."""
+        """It need not go on, and nothing is noticed any more."""
         self._line.close()
+        self.watch.close()
 
 
 class Scout:
@@ -115,6 +116,7 @@ class Scout:
             self._line.sendall(data[sent:])
             return Walking(order, ours, watch)
         ours.close()
+        watch.close()
         return None
 
     def close(self) -> None:

@@ -95,6 +95,25 @@ def test_the_lock_can_be_taken_again_after_it_was_let_go_and_after_a_failure(tmp
     assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
 
 
+def test_a_forked_child_does_not_hold_it(tmp_path: Path) -> None:
+    with run_lock(tmp_path, run="one", what="backup"):
+        ours, its = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(its, b".")
+            time.sleep(60)
+            os._exit(0)
+        assert os.read(ours, 1) == b"."
+    try:
+        with run_lock(tmp_path, run="two", what="backup"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ours)
+        os.close(its)
+
+
 def test_an_owner_that_cannot_be_read_is_an_owner_all_the_same(tmp_path: Path) -> None:
     with run_lock(tmp_path, run="a", what="backup"):
         (tmp_path / "run.lease").write_bytes(b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cosmos_coherence.cut.lock import run_lock
 from cosmos_coherence.flow import history
 from cosmos_coherence.flow.events import Story
 from cosmos_coherence.flow.remember import MEASUREMENTS, SPOOL, encode
@@ -74,3 +75,11 @@ def test_a_call_on_the_host_takes_nothing_from_a_history_that_is_served(tmp_path
     assert history.fill(tmp_path, agent, HistorySettings()) == ""
     engine = database.connect(agent)
     assert [value for _, value in measurements.series(engine, "disk:/", "used_bytes", 0)] == [1.0, 2.0]
+
+
+def test_while_a_restore_runs_nothing_is_written_to_a_served_history(tmp_path) -> None:
+    """It may be among what is restored, and is compared with the backup then."""
+    with run_lock(tmp_path, run="r", what="restore"):
+        assert "waits for the restore r" in history.fill(tmp_path, NOBODY, HistorySettings())
+    with run_lock(tmp_path, run="b", what="backup"):
+        assert "waits" not in history.fill(tmp_path, NOBODY, HistorySettings())
