@@ -14,6 +14,11 @@ _Faults = list[tuple[tuple[str, ...], str]]
 """Where, and what is wrong there."""
 
 
+_TRUTHS = dict.fromkeys(("1", "true", "t", "yes", "y", "on"), True) | dict.fromkeys(
+    ("0", "false", "f", "no", "n", "off"), False
+)
+
+
 class Table(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A table by its fields. Names that are no fields are faults."""
 
@@ -89,6 +94,8 @@ def _value(hint: Any, value: object, path: tuple[str, ...], faults: _Faults) -> 
             _value(arguments[0], key, (*path, str(key)), faults): _table(arguments[1], each, (*path, str(key)), faults)
             for key, each in value.items()
         }
+    if hint is bool and isinstance(value, str):
+        value = _TRUTHS.get(value.lower(), value)
     try:
         for written in (each for each in arguments[1:] if kind is Annotated and isinstance(each, Written)):
             value = written.read(value)

@@ -37,6 +37,13 @@ def test_what_is_written_is_there():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("yes", True), ("On", True), ("1", True), ("no", False), ("OFF", False), ("0", False)]
+)
+def test_truths_as_people_write_them(text, value):
+    assert tables.read(Outer, {"name": "x", "on": text}).on is value
+
+
 def test_every_fault_has_its_path():
     data = {"on": "maybe", "half": "three", "inner": {"size": 0, "colour": 1}, "many": [{}, {"where": 7}],
             "by_name": {"Y": {"size": "x"}, "z": 4}}  # fmt: skip
