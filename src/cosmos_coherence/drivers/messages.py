@@ -34,10 +34,3 @@ def exactly(descriptor: int, count: int) -> bytes | None:
         pieces.append(more)
         count -= len(more)
     return b"".join(pieces)
-
-
-def write(descriptor: int, data: bytes) -> None:
-    """All of it. ``OSError``."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

@@ -30,6 +30,7 @@ from cosmos_coherence.repository import nodes, small_files, trees
 from cosmos_coherence.repository.blob import Blob, Id
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.saver import Added, Saver
+from cosmos_coherence.storage import local
 
 _AT_ONCE: Final = 256 << 10
 _BATCH: Final = 64
@@ -324,7 +325,7 @@ def _fork(repository: Repository, others: Iterable[_Member], prepare: Callable[[
 
 def _work(repository: Repository, orders: int, answers: int) -> None:
     def say(answer: Answer) -> None:
-        messages.write(answers, _framed(answer))
+        local.write_all(answers, _framed(answer))
 
     def told(pack: Id, blobs: Sequence[Blob]) -> None:
         say(Stored(pack, list(blobs)))

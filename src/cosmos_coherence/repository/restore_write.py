@@ -6,7 +6,6 @@ nothing can reach outside or write through something else, whatever lies or is p
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from cosmos_coherence import errors
+from cosmos_coherence.drivers import disk
 from cosmos_coherence.drivers.folders import FOLDER_FLAGS, SYSTEM_XATTRS, Folders
 from cosmos_coherence.repository.crypto import Buffer
 from cosmos_coherence.repository.restore_plan import File, Look, Other
@@ -46,9 +46,7 @@ class Places:
     def sync(self) -> None:
         """Have everything of the file system on its disk. Raises ``NoRoom``, ``RestoreFailed``."""
         with self.at(b""):
-            if ctypes.CDLL(None, use_errno=True).syncfs(self._folders.root) != 0:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code))
+            disk.sync(self._folders.root)
 
     @contextmanager
     def at(self, path: bytes) -> Iterator[None]:

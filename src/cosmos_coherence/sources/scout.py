@@ -26,6 +26,7 @@ from cosmos_coherence.drivers import messages
 from cosmos_coherence.sources import tree_scan
 from cosmos_coherence.sources.tree_scan import Scan
 from cosmos_coherence.sources.tree_watch import Watch
+from cosmos_coherence.storage import local
 
 _TOGETHER: Final = 1000
 _AHEAD: Final = 8 << 20
@@ -184,7 +185,7 @@ def _serve(line: socket.socket) -> None:
         if not os.fork():
             line.close()
             for said in _walked(_order(order), Watch.given(descriptors[1:])):
-                messages.write(descriptors[0], messages.framed(msgspec.msgpack.encode(said)))
+                local.write_all(descriptors[0], messages.framed(msgspec.msgpack.encode(said)))
             return
         for each in descriptors:
             os.close(each)

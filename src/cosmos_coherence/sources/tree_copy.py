@@ -16,6 +16,7 @@ from typing import BinaryIO, Final
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied
+from cosmos_coherence.drivers import disk
 from cosmos_coherence.drivers.folders import FOLDER_FLAGS, Folders, link_place
 from cosmos_coherence.model import Entry, PartFile
 from cosmos_coherence.parts import Placed, Stream
@@ -138,7 +139,7 @@ class CopyReader:
                         unset += tree_write.apply(inside, entry) != entry
                     finally:
                         os.close(inside)
-                tree_scan.sync(folders.root)
+                disk.sync(folders.root)
         except OSError as error:
             raise tree_write.failure(folder, error) from error
         root = next(each.entry() for each in self._names if not each.found.path)

@@ -6,7 +6,6 @@ root. It stays on the root's file system too. Paths are bytes, relative to the r
 
 from __future__ import annotations
 
-import ctypes
 import fnmatch
 import os
 import re
@@ -178,13 +177,6 @@ def unreadable(path: bytes, root: Path, error: OSError) -> errors.CaptureFailed:
         f"{show(path)} in {root} cannot be read: {error.strerror}",
         remedy="Run as a user who may read it, or leave it out with `cosmos.exclude`.",
     )
-
-
-def sync(folder: int) -> None:
-    """Write everything of the file system that holds this open folder to its disk. Raises ``OSError``."""
-    if ctypes.CDLL(None, use_errno=True).syncfs(folder) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 class _Look:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from cosmos_coherence import errors
+from cosmos_coherence.drivers import disk
 from cosmos_coherence.drivers.folders import FOLDER_FLAGS, GONE, SYSTEM_XATTRS, Folders, link_place
 from cosmos_coherence.model import Entry, TreePrint
 from cosmos_coherence.parts import PartReader
@@ -193,7 +194,7 @@ class _Writer:
         # On this stand-in for the real root it shows what can be set at all; ours alone it stays.
         self._note(self._root, apply(self._folders.root, self._root))
         os.fchmod(self._folders.root, 0o700)
-        tree_scan.sync(self._folders.root)
+        disk.sync(self._folders.root)
         return Written(
             root=self._root,
             given=tree_print.tree_print(self._given),

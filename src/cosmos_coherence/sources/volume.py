@@ -154,7 +154,7 @@ class TreeSource:
 
     def _sync(self, folders: Folders) -> None:
         self._started_ns = time.time_ns()
-        tree_scan.sync(folders.root)
+        disk.sync(folders.root)
 
     def _begun(self, scout: Scout) -> Walking | None:
         """The first walk, begun beside us; none where ``prepare`` will say what is wrong."""
