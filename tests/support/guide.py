@@ -68,17 +68,18 @@ def healths(stack: ReferenceStack) -> set[str]:
     return {container["State"]["Health"]["Status"] for container in stack.inspect().values()}
 
 
-def typed(stack: ReferenceStack, line: str, answer: str, *, asked: str = "[y/N]") -> tuple[int, str]:
-    """The line on a terminal, ``answer`` typed once ``asked`` shows; its exit status and what it said."""
+def typed(stack: ReferenceStack, line: str, answer: str, *asked: str) -> tuple[int, str]:
+    """The line on a terminal, ``answer`` typed once all of ``asked`` shows; its exit status and what it said."""
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(stack.folder)
         os.execvpe("bash", ["bash", "-c", line], {**stack.environment, "TERM": "xterm", "LINES": "60"})
     said = b""
     waiting = answer.encode()
+    awaited = [word.encode() for word in asked or ["[y/N]"]]
     while data := _heard(terminal):
         said += data
-        if waiting and asked.encode() in said:
+        if waiting and all(word in said for word in awaited):
             os.write(terminal, waiting)
             waiting = b""
     os.close(terminal)
