@@ -45,8 +45,8 @@ class Copied(msgspec.Struct, frozen=True, array_like=True, gc=False):
     found: Found
     xattrs: tuple[tuple[str, bytes], ...] = ()
     data: tuple[tuple[int, int], ...] | None = None
-    sha256: str = ""
-    """Of a regular file's content."""
+    digest: str = ""
+    """Of a regular file's content, as ``content_digest`` has it."""
 
     def entry(self) -> Entry:
         """What of it can be restored."""
@@ -61,10 +61,10 @@ class Copied(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return ((0, self.found.size),) if self.data is None else self.data
 
     @classmethod
-    def of(cls, entry: Entry, sha256: str = "") -> Copied:
+    def of(cls, entry: Entry, digest: str = "") -> Copied:
         """What nobody has seen on a disk here."""
         found = Found(
             entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.size, entry.mtime_ns,
             rdev=os.makedev(*entry.device), target=entry.target,
         )  # fmt: skip
-        return cls(found, entry.xattrs, entry.data, sha256)
+        return cls(found, entry.xattrs, entry.data, digest)

@@ -247,7 +247,7 @@ class ServiceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything about one backup; ``manifest.json``. Format 1."""
+    """Everything about one backup; ``manifest.json``. Format 2."""
 
     id: str
     """UTC second in which the run began, ``YYYYMMDD_HHMMSS``; the name of the archive."""
@@ -257,7 +257,7 @@ class Manifest:
     """The named moment, RFC 3339 with microseconds, UTC."""
     pause_ms: float
     created_by: str
-    format: int = 1
+    format: int = 2
     complete: bool = True
     missing: tuple[Gap, ...] = ()
     parts: tuple[Part, ...] = ()

@@ -64,7 +64,7 @@ class TreeWriter(Protocol):
         ...
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
-        """Store a regular file and return the SHA-256 of its content (holes read as zeros), hex.
+        """Store a regular file and return its digest (``content_digest``), holes read as zeros.
 
         ``content`` is read to its end from its present position; ``entry.size`` need not be right beforehand, the bytes
         read count. A second call for a path replaces the first. For a sparse entry (``entry.data`` given) ``content``

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from cosmos_coherence import errors
+from cosmos_coherence import content_digest, errors
 from cosmos_coherence.copied import Copied
 from cosmos_coherence.model import Entry, PartFile
 
@@ -104,7 +104,7 @@ class MemoryTree:
         if entry.data is None:
             stored = content.read()
             self.files[entry.path] = (len(stored), None, stored)
-            return hashlib.sha256(stored).hexdigest()
+            return content_digest.of(stored)
         plain = bytearray(entry.size)
         stored = b""
         for offset, length in entry.data:
@@ -114,7 +114,7 @@ class MemoryTree:
             plain[offset : offset + length] = piece
             stored += piece
         self.files[entry.path] = (entry.size, entry.data, stored)
-        return hashlib.sha256(plain).hexdigest()
+        return content_digest.of(bytes(plain))
 
     def drop(self, path: bytes) -> None:
         self.files.pop(path, None)

@@ -11,6 +11,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import names, sums
 from cosmos_coherence.archive.gzipped import MEMBER
 from cosmos_coherence.archive.stored import StoredFile, sha256
+from cosmos_coherence.content_digest import ContentDigest
 from cosmos_coherence.copied import Copied
 from cosmos_coherence.model import Entry, PartFile
 from cosmos_coherence.parts import CONFIGS
@@ -48,16 +49,17 @@ class FolderWriter:
         """As ``parts.TreeWriter`` says. ``CaptureFailed`` when the content cannot be read."""
         self._count += 1
         path = self._spool / str(self._count)
-        file = StoredFile(path)
+        file, digest = StoredFile(path), ContentDigest()
         try:
             while piece := content.read(MEMBER):
                 file.write(piece)
+                digest.update(piece)
         except OSError as error:
             raise errors.CaptureFailed(f"{names.shown(entry.path)} cannot be read: {error.strerror}") from error
         finally:
             file.close()
         self._files[entry.path] = FolderFile(replace(entry, size=file.size, data=None), file.sha256(), path)
-        return file.sha256()
+        return digest.hexdigest()
 
     def drop(self, path: bytes) -> None:
         """Forget a file that was added; one that was not is fine."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.archive import names, tarformat
 from cosmos_coherence.archive.gzipped import Gunzip, Slice
 from cosmos_coherence.archive.unpack import Unpacked, unpack
+from cosmos_coherence.content_digest import ContentDigest
 from cosmos_coherence.model import Entry, Manifest, PartFile
 from cosmos_coherence.parts import CONFIGS
 from cosmos_coherence.storage import local
@@ -130,11 +130,10 @@ class ArchiveReader:
 
 
 def digest_of(entry: Entry, content: BinaryIO) -> str:
-    """SHA-256 of a file's content, its holes read as zeros."""
-    digest, at = hashlib.sha256(), 0
+    """The digest of a file's content, its holes read as zeros."""
+    digest, at = ContentDigest(), 0
     for offset, length in ((0, entry.size),) if entry.data is None else (*entry.data, (entry.size, 0)):
-        for gap in range(at, offset, _PIECE):
-            digest.update(bytes(min(_PIECE, offset - gap)))
+        digest.zeros(offset - at)
         at = offset + length
         left = length
         while left and (piece := content.read(min(_PIECE, left))):

@@ -21,15 +21,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from cosmos_coherence import errors
+from cosmos_coherence import content_digest, errors
 from cosmos_coherence.archive import gzipped, names, tarformat
 from cosmos_coherence.archive.gzipped import MEMBER
 from cosmos_coherence.archive.stored import Stored
+from cosmos_coherence.content_digest import ContentDigest
 from cosmos_coherence.copied import Copied
 from cosmos_coherence.model import Entry, PartFile
 from cosmos_coherence.storage import local
-
-_ZEROS = bytes(MEMBER)
 
 
 class _Segment:
@@ -133,11 +132,11 @@ class TarGzWriter:
         self._copies[entry.path] = _Copy(
             segment, len(content), None, start, start + len(head), segment.plain, _look(entry)
         )
-        return hashlib.sha256(content).hexdigest()
+        return content_digest.of(content)
 
     def _add_large(self, entry: Entry, piece: bytes, content: BinaryIO) -> str:
         segment = self._begin()
-        digest = hashlib.sha256()
+        digest = ContentDigest()
         size = 0
         while piece:
             self._put(piece)
@@ -150,11 +149,11 @@ class TarGzWriter:
 
     def _add_sparse(self, entry: Entry, runs: tuple[tuple[int, int], ...], content: BinaryIO) -> str:
         segment = self._begin()
-        digest = hashlib.sha256()
+        digest = ContentDigest()
         found: list[tuple[int, int]] = []
         size, at = entry.size, 0
         for offset, length in runs:
-            _hash_zeros(digest, offset - at)
+            digest.zeros(offset - at)
             content.seek(offset)
             at = offset
             while at < offset + length and (piece := content.read(min(offset + length - at, MEMBER))):
@@ -166,7 +165,7 @@ class TarGzWriter:
             if at < offset + length:  # the file was cut meanwhile; what was read is what it is
                 size = at
                 break
-        _hash_zeros(digest, size - at)
+        digest.zeros(size - at)
         self._put(tarformat.padding(segment.plain))
         self._copies[entry.path] = _Copy(segment, size, tuple(found))
         return digest.hexdigest()
@@ -332,9 +331,3 @@ def _look(entry: Entry) -> int:
 
 def _sized(entry: Entry, size: int, runs: tuple[tuple[int, int], ...] | None) -> Entry:
     return entry if entry.size == size and entry.data == runs else replace(entry, size=size, data=runs)
-
-
-def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
-    while count > 0:
-        digest.update(_ZEROS[: min(count, MEMBER)])
-        count -= MEMBER

@@ -155,9 +155,9 @@ def _lines(reader: BackupReader) -> dict[bytes, tuple[str, int]]:
             if not is_tree(name):
                 found[os.fsencode(name)] = file.sha256, file.plain_size
                 continue
-            for entry, sha256 in reader.hashed(name):
-                digest = tree_print.line_digest(entry, sha256)
-                found[os.fsencode(name) + b"/" + entry.path] = digest, entry.size
+            for entry, digest in reader.hashed(name):
+                line = tree_print.line_digest(entry, digest)
+                found[os.fsencode(name) + b"/" + entry.path] = line, entry.size
     return found
 
 

@@ -153,6 +153,6 @@ def _difference(
             f"of them were written after backup {backup.name}: {first}"
         )
     with opened(settings, backups, backup.name, project) as reader:
-        lines = {entry.path: tree_print.line_digest(entry, sha256) for entry, sha256 in reader.hashed(tree_name(part))}
+        lines = {entry.path: tree_print.line_digest(entry, digest) for entry, digest in reader.hashed(tree_name(part))}
     found = tree_print.differences(lines, volume.path, at_most=_SHOWN)
     return f"it is not what backup {backup.name} holds: {', '.join(found) or 'the backup cannot be read back whole'}"

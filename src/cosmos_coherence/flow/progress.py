@@ -186,7 +186,7 @@ class _MeteredTree:
 
     def known(self) -> Mapping[bytes, Copied]:
         known = self._tree.known()
-        sizes = [copied.found.size for copied in known.values() if copied.sha256]
+        sizes = [copied.found.size for copied in known.values() if copied.digest]
         self._passed(sum(sizes), len(sizes))
         return known
 
@@ -194,9 +194,9 @@ class _MeteredTree:
         return self._counted(self._tree.add_small(root, paths))
 
     def add(self, entry: Entry, content: BinaryIO) -> str:
-        sha256 = self._tree.add(entry, content)
+        digest = self._tree.add(entry, content)
         self._passed(entry.size, 1)
-        return sha256
+        return digest
 
     def drop(self, path: bytes) -> None:
         self._tree.drop(path)
@@ -210,7 +210,7 @@ class _MeteredTree:
     def _counted(self, names: Iterable[Copied]) -> Iterator[Copied]:
         size = count = 0
         for copied in names:
-            if copied.sha256:
+            if copied.digest:
                 size += copied.found.size
                 count += 1
                 if count == _TOLD_TOGETHER:

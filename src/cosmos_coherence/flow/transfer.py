@@ -40,8 +40,8 @@ def _copy(reader: BackupReader, writer: BackupWriter, name: str) -> PartFile:
         tree = writer.tree(name)
         names: list[Copied] = []
         for entry, content in reader.tree(name):
-            sha256 = tree.add(entry, _with_holes(entry, content)) if content is not None else ""
-            names.append(Copied.of(entry, sha256))
+            digest = tree.add(entry, _with_holes(entry, content)) if content is not None else ""
+            names.append(Copied.of(entry, digest))
         return tree.finish(sorted(names, key=lambda each: each.found.path))
     with reader.open(name) as source, writer.stream(name) as out:
         while piece := source.read(_PIECE):

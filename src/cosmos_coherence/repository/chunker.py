@@ -15,9 +15,10 @@ from typing import BinaryIO, Final, Protocol, cast
 
 from pyfastcdc import FastCDC
 
+from cosmos_coherence import content_digest
 from cosmos_coherence.repository.crypto import Key
 
-MIN_SIZE: Final = 512 << 10
+MIN_SIZE: Final = content_digest.SMALL + 1
 MAX_SIZE: Final = 8 << 20
 _AVERAGE: Final = 1 << 20  # on top of the minimum
 

@@ -1,8 +1,8 @@
 """How a backup lies in a snapshot: ``manifest.json``, the parts under their names, and the checksums of large files.
 
 Whoever mounts or restores the snapshot with restic finds plain files: ``database.sql``, ``redis/dump.rdb``, a volume's
-files with their owners and times below ``volumes/<full name>``. A file that is more than one blob has its SHA-256 in
-``sums/<tree>``, in the format of ``sha256sum``.
+files with their owners and times below ``volumes/<full name>``. A large file (``content_digest``) has its BLAKE3 in
+``b3sums/<tree>``, in the format of ``b3sum``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OURS: Final = "cosmos"
 """Tag of the snapshots that are backups of a stack."""
 SAFETY: Final = "safety"
 INCOMPLETE: Final = "incomplete"
-SUMS: Final = "sums"
+SUMS: Final = "b3sums"
 _ID: Final = "id="
 _LINE: Final = re.compile(rb"(\\?)([0-9a-f]{64})  (.+)", re.DOTALL)
 _ESCAPES: Final = {b"\\\\": b"\\", b"\\n": b"\n", b"\\r": b"\r"}
@@ -77,7 +77,7 @@ def find(repository: Repository, tree: str, steps: Sequence[str]) -> Node | None
 
 
 def encode_sums(sums: Mapping[bytes, str]) -> bytes:
-    """Checksums by path, in the format of ``sha256sum``."""
+    """Checksums by path, in the format of ``b3sum``."""
     lines = []
     for path, digest in sorted(sums.items()):
         shown = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")

@@ -59,7 +59,7 @@ def is_plain(copied: Copied) -> bool:
 
 def plain_json(copied: Copied) -> str:
     """The JSON of a plain file of at most one blob."""
-    return file_json(copied, (copied.sha256,) if copied.found.size else ())
+    return file_json(copied, (copied.digest,) if copied.found.size else ())
 
 
 def file_json(copied: Copied, content: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import BinaryIO, Final
 from urllib.parse import unquote
 
 from cosmos_coherence import errors, manifests
+from cosmos_coherence.content_digest import EMPTY, SMALL
 from cosmos_coherence.model import Entry, EntryKind, Manifest, PartFile
 from cosmos_coherence.parts import Placed, stream_steps, tree_steps
 from cosmos_coherence.repository import gotext, layout, tree_restore
@@ -17,7 +18,6 @@ from cosmos_coherence.repository.crypto import Buffer
 from cosmos_coherence.repository.joined import joined
 from cosmos_coherence.repository.repository import Repository
 from cosmos_coherence.repository.snapshots import Listed
-from cosmos_coherence.repository.tree_writer import EMPTY
 from cosmos_coherence.repository.trees import Node
 
 _KINDS: Final[Mapping[str, EntryKind]] = {
@@ -94,10 +94,10 @@ class RepositoryReader:
 
     def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
         """As ``parts.BackupReader`` says; no content is read."""
-        return ((entry, sha256) for entry, _, sha256 in self.nodes(name))
+        return ((entry, digest) for entry, _, digest in self.nodes(name))
 
     def nodes(self, name: str) -> Iterator[tuple[Entry, Node, str]]:
-        """Every name of a tree, the root first and a folder before what it holds, with its node, and a file's SHA-256.
+        """Every name of a tree, the root first and a folder before what it holds, with its node, and a file's digest.
 
         Of a hard-linked file the first name in byte order is a file, the others are links to it. Raises as ``tree``.
         """
@@ -109,7 +109,7 @@ class RepositoryReader:
             kind = _KINDS.get(node.type)
             if kind is None:
                 continue  # sockets and the like are made by whoever uses them
-            target, sha256 = b"", ""
+            target, digest = b"", ""
             if kind == "file":
                 if node.links > 1 and node.inode:
                     earlier = first.setdefault((node.device_id, node.inode), path)
@@ -117,8 +117,8 @@ class RepositoryReader:
                         kind, target = "hardlink", earlier
                 if kind == "file":
                     content = node.content or []
-                    sha256 = content[0] if len(content) == 1 else sums.get(path, "") if content else EMPTY
-            yield _entry(path, kind, node, target or (node.target if kind == "symlink" else b"")), node, sha256
+                    digest = sums.get(path, "") if node.size > SMALL else content[0] if content else EMPTY
+            yield _entry(path, kind, node, target or (node.target if kind == "symlink" else b"")), node, digest
 
     def root_of(self, name: str) -> Node:
         """The root of a tree. Raises as ``tree``."""

@@ -1,29 +1,25 @@
-"""Small files on their way into a repository: each is read in one call and is one blob."""
+"""Small files on their way into a repository: each is read in one call and is one blob, whatever is in it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
 
 from cosmos_coherence import errors
+from cosmos_coherence.content_digest import SMALL
 from cosmos_coherence.copied import Copied
 from cosmos_coherence.drivers.folders import Folders, data_runs, from_stat, open_file, xattrs
-from cosmos_coherence.repository import chunker
-
-LARGEST: Final = chunker.MIN_SIZE - 1
-"""A file up to this size is one blob, whatever is in it."""
 
 
 def copied(root: Path, paths: Iterable[bytes], save: Callable[[memoryview], str]) -> Iterator[Copied]:
-    """Read the files and have each saved, which gives its SHA-256; what ``save`` gets is valid until it returns.
+    """Read the files and have each saved, which gives its digest; what ``save`` gets is valid until it returns.
 
     Left out: what is no file any more, is too large, or has holes. What is read is exactly as long as the file was
     when it was opened, whatever becomes of it meanwhile. Raises ``CaptureFailed`` naming what cannot be read.
     """
     path = b""
-    room = memoryview(bytearray(LARGEST))
+    room = memoryview(bytearray(SMALL))
     try:
         with Folders(root) as folders:
             for path in paths:
@@ -32,7 +28,7 @@ def copied(root: Path, paths: Iterable[bytes], save: Callable[[memoryview], str]
                 file, status = opened
                 try:
                     size = status.st_size
-                    if size > LARGEST or data_runs(file, status) is not None:
+                    if size > SMALL or data_runs(file, status) is not None:
                         continue
                     attributes = xattrs(file)
                     count = os.readv(file, [room[:size]]) if size else 0

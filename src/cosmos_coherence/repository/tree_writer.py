@@ -7,9 +7,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple, Protocol
 
 from cosmos_coherence import errors
+from cosmos_coherence.content_digest import EMPTY, SMALL, ContentDigest
 from cosmos_coherence.copied import Copied
 from cosmos_coherence.model import Entry, PartFile, TreePrint
 from cosmos_coherence.repository import nodes, small_files, trees
@@ -28,7 +29,18 @@ _BATCH_FILES: Final = 256
 """Bytes or files that are handed over in one go."""
 _FEW: Final = 64
 """So few files are read here, sooner than asking somebody else."""
-EMPTY: Final = hashlib.sha256().hexdigest()
+
+
+class Whole(Protocol):
+    """A digest that takes content piece by piece."""
+
+    def update(self, data: memoryview, /) -> object:
+        """What comes next."""
+        ...
+
+    def hexdigest(self) -> str:
+        """Of all that has come."""
+        ...
 
 
 class Content(NamedTuple):
@@ -37,12 +49,14 @@ class Content(NamedTuple):
     blobs: tuple[str, ...]
     """Ids in hex, as nodes name them."""
     size: int
-    sha256: str
+    digest: str
 
 
-def save_content(saver: Saver, chunks: Iterable[Chunk]) -> Content:
-    """Save a stream chunk by chunk, hashed and compressed by the saver's threads; what it held when they are done."""
-    whole = hashlib.sha256()
+def save_content(saver: Saver, chunks: Iterable[Chunk], whole: Whole) -> Content:
+    """Save a stream chunk by chunk, hashed and compressed by the saver's threads; what it held when they are done.
+
+    ``whole`` takes all of it and gives the digest.
+    """
     waiting: list[Pending] = []
     size = 0
     for chunk in chunks:
@@ -58,7 +72,7 @@ class Before(NamedTuple):
     names: dict[bytes, Copied]
     """By path: only what can be trusted to be as it was."""
     large: Mapping[bytes, tuple[str, ...]]
-    """The blobs of the files among them that are more than one."""
+    """The blobs of the large files among them."""
     folders: Mapping[bytes, tuple[str, int]]
     """By path: the id of the folder's tree, and how many names are in it."""
     index_files: frozenset[str] = frozenset()
@@ -77,7 +91,7 @@ class Finished(NamedTuple):
     root: Node
     """Named as the last step of the tree's path."""
     sums: Mapping[bytes, str]
-    """The SHA-256 of every file that is more than one blob (the id of a file's only blob is its SHA-256)."""
+    """The digest of every large file (that of a small one is the id of its only blob)."""
     state: Before
     """All of it, for the next backup."""
     before: Before
@@ -88,8 +102,8 @@ class Finished(NamedTuple):
         if self.state.folders is self.before.folders:
             return
         for path, each in self.state.names.items():
-            if each.sha256 and self.before.names.get(path) is not each and each.found.size:
-                yield from self.state.large.get(path) or (each.sha256,)
+            if each.digest and self.before.names.get(path) is not each and each.found.size:
+                yield from self.state.large.get(path) or (each.digest,)
 
 
 class RepositoryTree:
@@ -126,9 +140,9 @@ class RepositoryTree:
             name = ascii(entry.path.decode("utf-8", "surrogateescape"))[1:-1]
             raise errors.CaptureFailed(f"{name} cannot be read: {error.strerror}") from error
         self._large.pop(entry.path, None)
-        if len(stored.blobs) > 1:
+        if stored.size > SMALL:
             self._large[entry.path] = stored.blobs
-        return stored.sha256
+        return stored.digest
 
     def add_small(self, root: Path, paths: Iterable[bytes]) -> Iterator[Copied]:
         """As ``parts.TreeWriter`` says."""
@@ -153,7 +167,7 @@ class RepositoryTree:
         whole = {copied.found.path: copied for copied in names}
         folders = self._before.folders if self._is_as_before(whole) else self._saved(whole)
         files = [copied for copied in whole.values() if copied.found.kind == "file"]
-        assert all(copied.sha256 for copied in files), "a file was never added"
+        assert all(copied.digest for copied in files), "a file was never added"
         size = sum(copied.found.size for copied in files)
         large = {p: blobs for p, blobs in self._large.items() if p in whole and whole[p].found.kind == "file"}
         self._root = root = nodes.node(
@@ -161,7 +175,7 @@ class RepositoryTree:
             subtree=folders[b""][0],
         )  # fmt: skip
         self._done(
-            Finished(root, {path: whole[path].sha256 for path in large}, Before(whole, large, folders), self._before)
+            Finished(root, {path: whole[path].digest for path in large}, Before(whole, large, folders), self._before)
         )
         return PartFile(self._path, size, folders[b""][0], size)
 
@@ -207,13 +221,13 @@ class RepositoryTree:
         return self._before.fingerprint if self._root and _are_same(self._root, self._before.root) else None
 
     def _save(self, entry: Entry, content: BinaryIO) -> Content:
-        if entry.size > small_files.LARGEST:
-            return save_content(self._saver, self._cut(content))
+        if entry.size > SMALL:
+            return save_content(self._saver, self._cut(content), ContentDigest())
         # A file that is one blob whatever is in it needs no cutting.
         plain = content.read(MIN_SIZE)
         if len(plain) == MIN_SIZE:  # it has grown
             pieces = itertools.chain([plain], iter(lambda: content.read(MIN_SIZE), b""))
-            return save_content(self._saver, self._cut(joined(pieces)))
+            return save_content(self._saver, self._cut(joined(pieces)), ContentDigest())
         if not plain:
             return Content((), 0, EMPTY)
         name = self._keep(plain)
@@ -281,7 +295,7 @@ def _node(
     first = whole[copied.found.target] if copied.found.kind == "hardlink" else copied
     found = first.found
     if found.kind == "file":
-        content = large.get(found.path) or ((first.sha256,) if found.size else ())
+        content = large.get(found.path) or ((first.digest,) if found.size else ())
         if nodes.is_plain(first) and found.path not in links:
             return nodes.file_json(first, content)
         # Names that are one file need a number in common, also where nobody has seen one on a disk.

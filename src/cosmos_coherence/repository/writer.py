@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import queue
 import shutil
@@ -181,7 +182,7 @@ class RepositoryWriter:
         return chunker.chunks(chunker.reader(content), self._pool, chunker.cutter(self._seed))
 
     def _store(self, content: BinaryIO) -> Content:
-        return save_content(self._saver, self._cut(content))
+        return save_content(self._saver, self._cut(content), hashlib.sha256())
 
     def _put(self, steps: tuple[str, ...], node: Node) -> None:
         with self._adding:
@@ -226,7 +227,7 @@ class _Stream:
     def file(self) -> PartFile:
         """As ``parts.Stream`` says."""
         assert self._content is not None, "the stream has not ended"
-        return PartFile(self._path, self._content.size, self._content.sha256, self._content.size)
+        return PartFile(self._path, self._content.size, self._content.digest, self._content.size)
 
     def _hand_over(self, data: bytes) -> None:
         while self._thread.is_alive():

@@ -176,9 +176,9 @@ class ConfigRestorer:
             return found.kind == there.kind
         if found.kind == "file" and found.size != there.size:
             return False
-        staged, sha256 = tree_print.hashed(new, found, self._staging.new)
+        staged, digest = tree_print.hashed(new, found, self._staging.new)
         present, other = tree_print.hashed(live, there, self._folder)
-        return (staged.target, sha256) == (present.target, other)
+        return (staged.target, digest) == (present.target, other)
 
     def _line(self, folders: Folders, path: bytes) -> str:
         found = _find(folders, path)

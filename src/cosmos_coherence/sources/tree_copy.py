@@ -5,7 +5,6 @@ Contents wait as plain files beside the tree that they are for, so that putting 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import stat
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from cosmos_coherence import errors
+from cosmos_coherence.content_digest import ContentDigest
 from cosmos_coherence.copied import Copied
 from cosmos_coherence.drivers import disk
 from cosmos_coherence.drivers.folders import FOLDER_FLAGS, Folders, link_place
@@ -23,7 +23,6 @@ from cosmos_coherence.parts import Placed, Stream
 from cosmos_coherence.sources import staging, tree_scan, tree_write
 
 _CHUNK: Final = 1 << 20
-_ZEROS: Final = bytes(_CHUNK)
 
 
 def spool_in(root: Path, run: str) -> Path:
@@ -122,7 +121,7 @@ class CopyReader:
 
     def hashed(self, name: str) -> Iterator[tuple[Entry, str]]:
         """As ``parts.PartReader`` says; nothing is read."""
-        return ((each.entry(), each.sha256) for each in self._names)
+        return ((each.entry(), each.digest) for each in self._names)
 
     def place(self, name: str, folder: Path) -> Placed:
         """As ``parts.PartReader`` says, by renaming, once. Devices are made, too: they are this machine's."""
@@ -169,16 +168,15 @@ class CopyReader:
 
 
 def _written(entry: Entry, content: BinaryIO, file: BinaryIO) -> str:
-    """Write the content, holes as holes, and return its SHA-256."""
-    digest, at = hashlib.sha256(), 0
+    """Write the content, holes as holes, and return its digest."""
+    digest, at = ContentDigest(), 0
     if entry.data is None:
         while piece := content.read(_CHUNK):
             digest.update(piece)
             file.write(piece)
         return digest.hexdigest()
     for offset, length in (*entry.data, (entry.size, 0)):
-        for done in range(at, offset, _CHUNK):
-            digest.update(_ZEROS[: offset - done])
+        digest.zeros(offset - at)
         content.seek(offset)
         file.seek(offset)
         at = offset

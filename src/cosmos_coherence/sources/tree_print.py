@@ -7,30 +7,35 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
+from typing import Final
 
+from cosmos_coherence.content_digest import ContentDigest
 from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers.folders import Folders, Xattrs, open_file, xattrs, xattrs_at
 from cosmos_coherence.model import Entry, TreePrint
 from cosmos_coherence.sources import tree_scan
 
+_PIECE: Final = 1 << 20
+
 Hashed = tuple[Entry, str]
-"""An entry with the SHA-256 of its content in hex, empty for what is no regular file."""
+"""An entry with the digest of its content, empty for what is no regular file."""
 
 
-def line(entry: Entry, sha256: str) -> bytes:
+def line(entry: Entry, digest: str) -> bytes:
     """The canonical line of one name: fields that hold no NUL, joined by NUL, then the attributes in pairs.
 
     A hard link says only what it links to, since its metadata are those of the file. The mode of a symlink means
     nothing. The time of the root is left out: swapping its content in changes it.
     """
-    return _line(entry, entry.xattrs, sha256)
+    return _line(entry, entry.xattrs, digest)
 
 
-def _line(entry: Entry | Found, attributes: Xattrs, sha256: str) -> bytes:
+def _line(entry: Entry | Found, attributes: Xattrs, digest: str) -> bytes:
     if entry.kind == "file" and entry.path and not attributes:
         return b"%b\0file\0%o\0%d:%d\0%d\0%d\0%b\n" % (
-            entry.path, entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.size, sha256.encode()
+            entry.path, entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.size, digest.encode()
         )  # fmt: skip
     link = entry.kind == "hardlink"
     fields = [entry.path, entry.kind.encode()]
@@ -41,7 +46,7 @@ def _line(entry: Entry | Found, attributes: Xattrs, sha256: str) -> bytes:
             b"%d" % entry.mtime_ns if entry.path else b"",
         ]
     if entry.kind == "file":
-        fields += [b"%d" % entry.size, sha256.encode()]
+        fields += [b"%d" % entry.size, digest.encode()]
     elif entry.kind in ("char", "block"):
         fields.append(b"%d:%d" % entry.device)
     else:
@@ -53,28 +58,28 @@ def _line(entry: Entry | Found, attributes: Xattrs, sha256: str) -> bytes:
 
 def tree_print(hashed: Iterable[Hashed]) -> TreePrint:
     """The fingerprint of these entries, whatever their order."""
-    return _print((entry, entry.xattrs, sha256) for entry, sha256 in sorted(hashed, key=lambda pair: pair[0].path))
+    return _print((entry, entry.xattrs, digest) for entry, digest in sorted(hashed, key=lambda pair: pair[0].path))
 
 
 def print_of(names: Iterable[Copied]) -> TreePrint:
     """The fingerprint of what was copied, given in byte order of the paths."""
-    return _print((each.found, each.xattrs, each.sha256) for each in names)
+    return _print((each.found, each.xattrs, each.digest) for each in names)
 
 
 def _print(names: Iterable[tuple[Entry | Found, Xattrs, str]]) -> TreePrint:
     counts: Counter[str] = Counter()
     size = 0
-    digest = hashlib.sha256()
-    for entry, attributes, sha256 in names:
+    lines = hashlib.sha256()
+    for entry, attributes, digest in names:
         kind = entry.kind
         counts[kind] += 1
         if kind == "file":
             size += entry.size
-        digest.update(_line(entry, attributes, sha256))
+        lines.update(_line(entry, attributes, digest))
     files, directories = counts["file"] + counts["hardlink"], counts["dir"]
     return TreePrint(
         files=files, directories=directories, others=counts.total() - files - directories, size=size,
-        digest=digest.hexdigest(),
+        digest=lines.hexdigest(),
     )  # fmt: skip
 
 
@@ -106,9 +111,9 @@ def hashed(folders: Folders, found: Found, root: Path) -> Hashed:
         opened = open_file(folders, found.path)
         if opened is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        with os.fdopen(opened[0], "rb", buffering=0) as file:
+        with FileIO(opened[0]) as file:
             entry = Copied(found, xattrs(file.fileno())).entry()
-            return entry, hashlib.file_digest(file, "sha256").hexdigest()
+            return entry, _digest_of(file)
     except OSError as error:
         raise tree_scan.unreadable(found.path, root, error) from error
 
@@ -121,7 +126,7 @@ def differences(
     ``expected`` maps each path to the SHA-256 of its ``line``. With ``only`` nothing else counts, not even the root.
     Raises ``CaptureFailed``.
     """
-    found = {entry.path: line_digest(entry, sha256) for entry, sha256 in hashed_tree(root, only)}
+    found = {entry.path: line_digest(entry, digest) for entry, digest in hashed_tree(root, only)}
     wrong: list[str] = []
     for path in sorted(expected.keys() | found.keys()):
         if expected.get(path) != found.get(path) and (path or not only):
@@ -132,6 +137,13 @@ def differences(
     return tuple(wrong)
 
 
-def line_digest(entry: Entry, sha256: str) -> str:
+def line_digest(entry: Entry, digest: str) -> str:
     """SHA-256 of the canonical line, hex: enough to tell later whether a name is as it was."""
-    return hashlib.sha256(line(entry, sha256)).hexdigest()
+    return hashlib.sha256(line(entry, digest)).hexdigest()
+
+
+def _digest_of(file: FileIO) -> str:
+    digest, room = ContentDigest(), memoryview(bytearray(_PIECE))
+    while count := file.readinto(room):
+        digest.update(room[:count])
+    return digest.hexdigest()

@@ -7,7 +7,6 @@ so that no entry can reach outside or write through another, whatever the tree s
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from cosmos_coherence import errors
+from cosmos_coherence.content_digest import ContentDigest
 from cosmos_coherence.drivers import disk
 from cosmos_coherence.drivers.folders import FOLDER_FLAGS, GONE, SYSTEM_XATTRS, Folders, link_place
 from cosmos_coherence.model import Entry, TreePrint
@@ -98,13 +98,13 @@ def write_part(reader: PartReader, name: str, root: Path, *, size: int, devices:
         raise failure(root, error) from error
     there = given if not unset else list(tree_print.hashed_tree(root))
     as_given = not unset and made_top == top
-    made = there if as_given else [(entry if entry.path else made_top, sha256) for entry, sha256 in there]
+    made = there if as_given else [(entry if entry.path else made_top, digest) for entry, digest in there]
     given_print = tree_print.tree_print(given)
     return Written(
         root=top,
         given=given_print,
         made=given_print if as_given else tree_print.tree_print(made),
-        lines={entry.path: tree_print.line_digest(entry, sha256) for entry, sha256 in made},
+        lines={entry.path: tree_print.line_digest(entry, digest) for entry, digest in made},
         unset=unset + (made_top != top),
     )
 
@@ -199,13 +199,13 @@ class _Writer:
             root=self._root,
             given=tree_print.tree_print(self._given),
             made=tree_print.tree_print(self._made),
-            lines={entry.path: tree_print.line_digest(entry, sha256) for entry, sha256 in self._made},
+            lines={entry.path: tree_print.line_digest(entry, digest) for entry, digest in self._made},
             unset=self._unset,
         )
 
-    def _note(self, given: Entry, made: Entry, sha256: str = "") -> None:
-        self._given.append((given, sha256))
-        self._made.append((made, sha256))
+    def _note(self, given: Entry, made: Entry, digest: str = "") -> None:
+        self._given.append((given, digest))
+        self._made.append((made, digest))
         self._unset += made != given
 
     def _directory(self, entry: Entry, _: BinaryIO | None, folder: int, name: bytes) -> None:
@@ -222,8 +222,8 @@ class _Writer:
         try:
             if entry.data is not None:
                 os.truncate(file, entry.size)
-            sha256 = _write_runs(entry, content, file)
-            self._note(entry, apply(file, entry), sha256)
+            digest = _write_runs(entry, content, file)
+            self._note(entry, apply(file, entry), digest)
         finally:
             os.close(file)
 
@@ -251,12 +251,11 @@ class _Writer:
 
 
 def _write_runs(entry: Entry, content: BinaryIO, file: int) -> str:
-    """Write the content where it belongs and return its SHA-256, holes as zeros."""
-    digest = hashlib.sha256()
+    """Write the content where it belongs and return its digest, holes as zeros."""
+    digest = ContentDigest()
     at = 0
     for offset, length in ((0, entry.size),) if entry.data is None else entry.data:
-        for done in range(at, offset, _CHUNK):
-            digest.update(_ZEROS[: offset - done])
+        digest.zeros(offset - at)
         at = offset
         while at < offset + length:
             piece = content.read(min(_CHUNK, offset + length - at))
@@ -267,8 +266,7 @@ def _write_runs(entry: Entry, content: BinaryIO, file: int) -> str:
             while rest:
                 written = os.pwrite(file, rest, at)
                 at, rest = at + written, rest[written:]
-    for done in range(at, entry.size, _CHUNK):
-        digest.update(_ZEROS[: entry.size - done])
+    digest.zeros(entry.size - at)
     if content.read(1):
         raise errors.Damaged(f"the content of {tree_scan.show(entry.path)} is longer than its entry says")
     return digest.hexdigest()

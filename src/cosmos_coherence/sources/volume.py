@@ -191,7 +191,7 @@ class TreeSource:
         for path in self._held.paths():
             taken = self._taken[path]
             with self._held.content(path, taken.found.size) as content:
-                self._taken[path] = structs.replace(taken, sha256=self._tree.add(taken.entry(), content))
+                self._taken[path] = structs.replace(taken, digest=self._tree.add(taken.entry(), content))
             self._added.add(path)
         links, taken_of, apart = self._links, self._taken, self._databases.apart
         final = [
@@ -383,7 +383,7 @@ class TreeSource:
         with self._opened(folders, found) as (_, copied):
             if copied is not None:
                 clean = sqlite_live.cleaned(copied, content)
-                self._databases.apart[found.path] = structs.replace(clean, sha256=tree.add(clean.entry(), content))
+                self._databases.apart[found.path] = structs.replace(clean, digest=tree.add(clean.entry(), content))
                 self._added.add(found.path)
 
     def _is_unsure(self, found: Found) -> bool:
@@ -395,8 +395,8 @@ class TreeSource:
             if copied is None:
                 return 0
             with self._content(file, copied) as content:
-                sha256 = tree.add(copied.entry(), content)
-            self._take(structs.replace(copied, sha256=sha256), started_ns)
+                digest = tree.add(copied.entry(), content)
+            self._take(structs.replace(copied, digest=digest), started_ns)
             self._added.add(found.path)
             return copied.found.size
 

@@ -151,7 +151,7 @@ class Forge:
 
     def build(self, path: Path, **changes: object) -> Path:
         document = {
-            "id": ID, "format": 1, "project": "shop", "runtime": "docker", "instant": "", "pause_ms": 1.0,
+            "id": ID, "format": 2, "project": "shop", "runtime": "docker", "instant": "", "pause_ms": 1.0,
             "created_by": "x", "parts": [{"name": "p", "kind": "volume", "files": self.parts}], **changes,
         }  # fmt: skip
         text = json.dumps(document).encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import stat
@@ -18,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cosmos_coherence import errors
+from cosmos_coherence import content_digest, errors
 from cosmos_coherence.archive.gzipped import MEMBER
 from cosmos_coherence.copied import Copied
 from cosmos_coherence.model import Entry
@@ -95,7 +94,7 @@ def test_whatever_was_added_dropped_and_replaced_comes_back(
             else:
                 entry = replace(file, path=path)
                 announced = entry if entry.data is not None else replace(entry, size=entry.size // 2)
-                assert writer.add(announced, io.BytesIO(content)) == hashlib.sha256(content).hexdigest()
+                assert writer.add(announced, io.BytesIO(content)) == content_digest.of(content)
                 tree[path] = (entry, content)
         for number, path in enumerate(sorted(tree)):
             if number in touched:  # changed its owner and time after it was copied
@@ -192,7 +191,7 @@ def test_a_sparse_file_that_was_cut_meanwhile_ends_where_it_ended(tmp_path: Path
     entry = Entry(b"f", "file", size=10_000, data=((0, 10), (500, 100), (9000, 5)))
     content = b"a" * 10 + b"\0" * 490 + b"b" * 40
     with tree_writer(tmp_path) as (writer, done):
-        assert writer.add(entry, io.BytesIO(content)) == hashlib.sha256(content).hexdigest()
+        assert writer.add(entry, io.BytesIO(content)) == content_digest.of(content)
         packed = _finish(writer, done, [ROOT, entry])
     (_, (found, data)) = read_tree(packed)
     assert (found.size, found.data, data) == (540, ((0, 10), (500, 40)), b"a" * 10 + b"b" * 40)
