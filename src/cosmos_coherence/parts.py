@@ -49,6 +49,11 @@ class TreeWriter(Protocol):
     Only the content of regular files is added; what the tree looks like at the instant is said once, by ``finish``.
     """
 
+    @property
+    def at_once(self) -> int:
+        """How many threads may call ``add`` at the same time, each for another path."""
+        ...
+
     def known(self) -> Mapping[bytes, Copied]:
         """What the store holds from the last backup of this tree, by path, as far as what was seen then proves that
         nothing was written since. Those files count as added. No further name of a hard-linked file is among it."""

@@ -92,6 +92,10 @@ class MemoryTree:
         self.added: list[bytes] = []
         """Every ``add``, in order, for tests that count."""
 
+    @property
+    def at_once(self) -> int:
+        return 2
+
     def known(self) -> Mapping[bytes, Copied]:
         return {}
 

@@ -37,6 +37,11 @@ class FolderWriter:
         self._files: dict[bytes, FolderFile] = {}
         self._count = 0
 
+    @property
+    def at_once(self) -> int:
+        """One file after the other."""
+        return 1
+
     def known(self) -> Mapping[bytes, Copied]:
         """Nothing: an archive stands alone."""
         return {}

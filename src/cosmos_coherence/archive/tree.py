@@ -69,6 +69,11 @@ class TarGzWriter:
         self._segment = _Segment()
         self._buffer = bytearray()
 
+    @property
+    def at_once(self) -> int:
+        """One file after the other."""
+        return 1
+
     def known(self) -> Mapping[bytes, Copied]:
         """Nothing: an archive stands alone."""
         return {}

@@ -184,6 +184,10 @@ class _MeteredTree:
     def __init__(self, tree: TreeWriter, passed: Callable[[int, int], None]) -> None:
         self._tree, self._passed = tree, passed
 
+    @property
+    def at_once(self) -> int:
+        return self._tree.at_once
+
     def known(self) -> Mapping[bytes, Copied]:
         known = self._tree.known()
         sizes = [copied.found.size for copied in known.values() if copied.digest]

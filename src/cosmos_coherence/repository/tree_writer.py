@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ Cut = Callable[[BinaryIO], Iterator[Chunk]]
 _BATCH: Final = 1 << 20
 _BATCH_FILES: Final = 256
 """Bytes or files that are handed over in one go."""
+_AT_ONCE: Final = 2
+"""Large files that are read at the same time."""
 _FEW: Final = 64
 """So few files are read here, sooner than asking somebody else."""
 
@@ -123,10 +126,16 @@ class RepositoryTree:
     ) -> None:
         self._saver, self._cut, self._path, self._done = saver, cut, path, done
         self._before, self._team = before, team
+        self._batching = threading.Lock()
         self._batch: list[tuple[Id, bytes]] = []
         self._batched = 0
         self._large = dict(before.large)
         self._root: Node | None = None
+
+    @property
+    def at_once(self) -> int:
+        """As ``parts.TreeWriter`` says: hashing and cutting let other threads run."""
+        return _AT_ONCE
 
     def known(self) -> Mapping[bytes, Copied]:
         """As ``parts.TreeWriter`` says."""
@@ -238,10 +247,11 @@ class RepositoryTree:
         if not plain:
             return EMPTY
         blob_id = hashlib.sha256(plain).digest()
-        self._batch.append((blob_id, bytes(plain)))
-        self._batched += len(plain)
-        if self._batched >= _BATCH or len(self._batch) >= _BATCH_FILES:
-            self._save_batch()
+        with self._batching:
+            self._batch.append((blob_id, bytes(plain)))
+            self._batched += len(plain)
+            if self._batched >= _BATCH or len(self._batch) >= _BATCH_FILES:
+                self._save_batch()
         return blob_id.hex()
 
     def _save_batch(self) -> None:

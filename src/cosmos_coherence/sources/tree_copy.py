@@ -60,6 +60,11 @@ class TreeCopy:
         self._name = name
         return self
 
+    @property
+    def at_once(self) -> int:
+        """One file after the other."""
+        return 1
+
     def known(self) -> Mapping[bytes, Copied]:
         """Nothing is."""
         return {}

@@ -7,6 +7,7 @@ import io
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -358,12 +359,14 @@ class TreeSource:
         files = {found.path: found for found in unsettled if found.kind == "file" and found.path not in later}
         for copied in tree.add_small(self._root, [path for path, found in files.items() if found.size <= _AT_ONCE]):
             cost += self._take_small(copied, files.pop(copied.found.path), started_ns)
+        for copied in self._read([found for found in unsettled if found.path in files], tree):
+            self._take(copied, started_ns)
+            self._added.add(copied.found.path)
+            cost += copied.found.size
         with Folders(self._root) as folders:
             for found in unsettled:
                 if found.kind != "file":
                     self._look(folders, found, started_ns)
-                elif found.path in files:
-                    cost += self._add(folders, found, started_ns, tree)
         for path in self._taken.keys() - (self._scan.names.keys() - self._links.keys()):
             del self._taken[path]
         # One that was not read, or was written while it was, may not be told of again.
@@ -390,15 +393,26 @@ class TreeSource:
         taken = self._taken.get(found.path)
         return taken is None or taken.found != found or found.path in self._doubtful
 
-    def _add(self, folders: Folders, found: Found, started_ns: int, tree: TreeWriter) -> int:
+    def _read(self, files: Iterable[Found], tree: TreeWriter) -> Iterator[Copied]:
+        """Have the store take them, as many at a time as it can; those that are there."""
+        if tree.at_once == 1:
+            with Folders(self._root) as folders:
+                yield from filter(None, (self._read_one(folders, found, tree) for found in files))
+            return
+
+        def one(found: Found) -> Copied | None:
+            with Folders(self._root) as folders:
+                return self._read_one(folders, found, tree)
+
+        with ThreadPoolExecutor(tree.at_once, "reader") as pool:
+            yield from filter(None, pool.map(one, files))
+
+    def _read_one(self, folders: Folders, found: Found, tree: TreeWriter) -> Copied | None:
         with self._opened(folders, found) as (file, copied):
             if copied is None:
-                return 0
+                return None
             with self._content(file, copied) as content:
-                digest = tree.add(copied.entry(), content)
-            self._take(structs.replace(copied, digest=digest), started_ns)
-            self._added.add(found.path)
-            return copied.found.size
+                return structs.replace(copied, digest=tree.add(copied.entry(), content))
 
     def _content(self, file: int, copied: Copied) -> BinaryIO:
         """What the file holds: exactly its size, whatever becomes of it meanwhile."""
