@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cosmos_coherence import content_digest
 from cosmos_coherence.flow import contents
 from cosmos_coherence.model import Manifest, Part, SourceRef
 from cosmos_coherence.repository import (
@@ -25,8 +26,10 @@ from cosmos_coherence.repository import (
     locks,
     packs,
     prune,
+    reader,
     saver,
     small_files,
+    tree_before,
     tree_writer,
 )
 from cosmos_coherence.repository.reader import RepositoryReader
@@ -66,7 +69,8 @@ def many_small_packs(patch: pytest.MonkeyPatch, *, pack: int = 20_000, chunk: in
     if chunk:
         patch.setattr(chunker, "cutter", lambda seed: lambda data: min(len(data), chunk))
         patch.setattr(tree_writer, "MIN_SIZE", chunk)
-        patch.setattr(small_files, "LARGEST", chunk - 1)
+        for module in (content_digest, small_files, tree_writer, tree_before, reader):
+            patch.setattr(module, "SMALL", chunk - 1)
 
 
 def grow(root: Path, rng: random.Random, *, files: int = 8, size: int = 3_000) -> None:
