@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,14 @@ def test_every_setting_is_in_the_manual():
     manual = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     missing = [name for name in tables.names(settings.Settings) if f"`{name}`" not in manual and name != "source"]
     assert missing == []
+
+
+def test_the_agent_of_the_reference_stack_takes_every_rhythm_and_has_the_programs_own_by_itself(tmp_path):
+    root = Path(__file__).parents[2]
+    given = dict(re.findall(r"COSMOS_(SCHEDULE__\w+): \$\{COSMOS_\1:-(.*)\}", (root / "compose.yaml").read_text()))
+    shown = dict(re.findall(r"# COSMOS_(SCHEDULE__\w+)=(.*)", (root / ".env.example").read_text()))
+    assert given == shown
+    names = {name.removeprefix("SCHEDULE__").lower() for name in given}
+    assert names == set(tables.names(settings.ScheduleSettings)) - {"check_data"}
+    found = settings.load(tmp_path, environ={f"COSMOS_{name}": value for name, value in given.items()})
+    assert found.schedule == settings.ScheduleSettings()
