@@ -6,6 +6,7 @@ What a single check needs is loaded by it, beside the others, so that the first 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -77,6 +78,7 @@ def _of_stack(runtime: Runtime, stack: Stack, settings: Settings) -> Iterator[tu
     patience = certificates.Patience(given.certificate_warn, given.certificate_fail)
     if stack.runtime == "docker":
         yield "missing", partial(_missing, runtime)
+    yield "schedule", partial(_schedule, runtime)
     yield from endpoints.checks_of(stack, given.urls, given.limit).items()
     for service in stack.services:
         yield from _of_server(runtime, stack, service)
@@ -93,6 +95,19 @@ def _missing(runtime: Runtime) -> CheckResult | None:
     lost = [f"service {s.name}" for s in stack.services if s.state == "missing"]
     lost += [f"volume {v.short}" for v in stack.volumes if not v.exists]
     return CheckResult("", "fail", ", ".join(lost)) if lost else None
+
+
+def _schedule(runtime: Runtime) -> CheckResult | None:
+    """How the jobs of the schedule ended last; a failure that matters is one of the backup's age, too."""
+    from cosmos_coherence.history.ledger import FILE, Ledger
+
+    state = runtime.found_state_directory()
+    if state is None or not os.access(state / FILE, os.R_OK | os.W_OK):
+        return None
+    jobs = [job for job in Ledger(state).states().values() if job.started]
+    amiss = [job for job in jobs if job.outcome in ("failed", "incomplete")]  # what was cut off is made up for
+    said = ", ".join(f"{job.name} {job.summary}" for job in amiss or jobs)
+    return CheckResult("", "warn" if amiss else "ok", said) if jobs else None
 
 
 def _served(endpoint: endpoints.Endpoint, patience: certificates.Patience, limit_s: float) -> CheckResult:

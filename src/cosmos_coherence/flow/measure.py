@@ -17,6 +17,7 @@ from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow import health, history, store
 from cosmos_coherence.flow.measured import Measured, keep
 from cosmos_coherence.flow.volumes import Watches, measure_volumes
+from cosmos_coherence.health import disk
 from cosmos_coherence.health.checks import Health
 from cosmos_coherence.model import Measurement, Stack
 from cosmos_coherence.settings import ServeSettings, Settings
@@ -80,11 +81,22 @@ def measure(
 def _of_volumes(stack: Stack, watches: Watches | None, notes: list[str]) -> Iterator[tuple[str, str, float]]:
     """What lies in each; of the disks below, ``_of_disks`` knows more."""
     measured = measure_volumes(stack, watches=watches)
-    for volume in stack.volumes:
-        yield f"volume:{volume.name}", "exists", float(volume.exists)
+    sizes: dict[str, float] = {}
     for each in measured.measurements:
         if each.subject.startswith("volume:"):
             yield each.subject, each.name, each.value
+            if each.name == "bytes":
+                sizes[each.subject] = each.value
+    for volume in stack.volumes:
+        subject = f"volume:{volume.name}"
+        yield subject, "exists", float(volume.exists)
+        try:
+            allowed = disk.limit_of(volume)
+        except errors.ConfigurationError as error:
+            notes.append(error.message)
+            continue
+        if allowed and subject in sizes:
+            yield subject, "used_limit_ratio", sizes[subject] / allowed
     notes += [f"volume {name}: {how}" for name, how in measured.how.items() if not how.startswith("by ")]
 
 
@@ -99,7 +111,7 @@ def _of_disks(folders: list[Path]) -> Iterator[tuple[str, dict[str, float]]]:
     for folder in folders:
         try:
             place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-            device, disk = place.stat().st_dev, os.statvfs(place)
+            device, room = place.stat().st_dev, os.statvfs(place)
         except OSError:
             continue  # one that cannot be looked at is a failed check of its own
         if device in seen:
@@ -107,13 +119,13 @@ def _of_disks(folders: list[Path]) -> Iterator[tuple[str, dict[str, float]]]:
         seen.add(device)
         while not place.is_mount():
             place = place.parent
-        size, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-        used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+        size, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
+        used = (room.f_blocks - room.f_bfree) * room.f_frsize
         numbers: dict[str, float] = {"size_bytes": size, "free_bytes": free, "used_bytes": used}
         if used + free:
             numbers["used_ratio"] = used / (used + free)  # as df counts: what is kept for root is not free
-        if disk.f_files:
-            numbers["used_inodes_ratio"] = 1 - disk.f_ffree / disk.f_files
+        if room.f_files:
+            numbers["used_inodes_ratio"] = 1 - room.f_ffree / room.f_files
         yield str(place), {name: float(value) for name, value in numbers.items()}
 
 

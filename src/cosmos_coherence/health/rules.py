@@ -30,6 +30,18 @@ def _of_disks(settings: AlarmSettings) -> tuple[Rule, ...]:
             below=True,
         ),
         Rule(
+            "inodes-full", ("disk:",), "used_inodes_ratio", settings.usage, settings.usage - _MARGIN,
+            "{percent} of the inodes of the disk of {what} are used: no file can be made when they are gone",
+            "`cosmos volume usage` shows the folders with the most files; an empty file takes as much as a large one.",
+            "the disk of {what} has inodes again, {percent} are used",
+        ),
+        Rule(
+            "volume-full", ("volume:",), "used_limit_ratio", settings.usage, settings.usage - _MARGIN,
+            "the volume {what} holds {percent} of what its label `cosmos.limit` allows",
+            "`cosmos volume usage NAME` shows what takes the room; allow more, or remove what nobody needs.",
+            "the volume {what} has room again, it holds {percent} of what it may",
+        ),
+        Rule(
             "volume-missing", ("volume:",), "exists", 0.0, 0.5,
             "the volume {what} is not there",
             "`cosmos restore latest --only volumes/NAME` brings it back; `docker compose up -d` makes it again, empty.",

@@ -12,18 +12,21 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from cosmos_coherence import errors, settings
 from cosmos_coherence.drivers.local import LocalRuntime
-from cosmos_coherence.flow import alarm, measure
+from cosmos_coherence.flow import alarm, health, measure
 from cosmos_coherence.flow.events import Report, Story
 from cosmos_coherence.flow.measured import Measured
 from cosmos_coherence.flow.remember import MEASUREMENTS, SPOOL
+from cosmos_coherence.health.checks import CheckResult
 from cosmos_coherence.history import segments
-from cosmos_coherence.model import Gap, Measurement
+from cosmos_coherence.history.ledger import Ledger
+from cosmos_coherence.model import Gap, Measurement, Stack, Volume
 from cosmos_coherence.settings import ServeSettings, Settings
 from cosmos_coherence.volumes.forecast import Forecast, Range
 from support import stores
@@ -96,6 +99,61 @@ def test_an_alarm_is_told_once_again_after_a_day_and_when_it_is_over(runtime, co
     assert "`cosmos volume usage`" in first["message"]
     assert "2027-01-15 08:00 UTC" in first["message"]
     assert state_of(runtime).outgoing == ()
+
+
+def test_inodes_and_the_limit_of_a_volume_are_alarms_like_a_full_disk(runtime, configured, server):
+    found = configured(server.url("/take"))
+    for hours, ratio in ((0, 0.79), (1, 0.85), (2, 0.76), (3, 0.7)):
+        at = NOW + hours * HOUR
+        measured = Measured((Measurement(at, "disk:/srv", "used_inodes_ratio", ratio),
+                             Measurement(at, "volume:shop_data", "used_limit_ratio", ratio)))  # fmt: skip
+        alarm.watch(runtime, found, measured=measured, now=lambda at=at: at)
+    said = [title.partition(": ")[2] for title in server.titles()]
+    assert said == [
+        "alarm: 85% of the inodes of the disk of /srv are used: no file can be made when they are gone",
+        "alarm: the volume shop_data holds 85% of what its label `cosmos.limit` allows",
+        "over: the disk of /srv has inodes again, 70% are used",
+        "over: the volume shop_data has room again, it holds 70% of what it may",
+    ]
+
+
+def test_how_full_a_volume_is_by_its_own_limit_is_measured(tmp_path):
+    for name in ("limited", "free", "wrong"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"x" * 8192)
+
+    def volume(name: str, **labels: str) -> Volume:
+        return Volume(name=f"shop_{name}", short=name, exists=True, path=tmp_path / name, labels=labels)
+
+    limits = {"cosmos.limit": "1MiB"}, {"cosmos.limit": "much"}
+    stack = Stack("shop", tmp_path, "process", volumes=(
+        volume("limited", **limits[0]), volume("free"), volume("wrong", **limits[1])))  # fmt: skip
+    notes: list[str] = []
+    found = {(subject, name): value for subject, name, value in measure._of_volumes(stack, None, notes)}
+    used = {subject: value for (subject, name), value in found.items() if name == "used_limit_ratio"}
+    assert used == {"volume:shop_limited": found["volume:shop_limited", "bytes"] / 2**20}
+    assert used["volume:shop_limited"] > 0
+    assert [note for note in notes if "cosmos.limit" in note], notes
+
+
+def test_health_says_how_the_jobs_of_the_schedule_ended(stack, runtime):
+    def schedule() -> CheckResult | None:
+        found = health.check_stack(lambda: runtime, settings.load(stack, environ={}), backups=stack / "backups")
+        return next((each for each in found.checks if each.name == "schedule"), None)
+
+    assert schedule() is None
+    ledger, at = Ledger(runtime.state_directory()), datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    for job in ("backup", "check"):
+        ledger.begin(job, at, since=at)
+        ledger.end(job, at, "done")
+    said = schedule()
+    assert said
+    assert (said.outcome, said.detail) == ("ok", "backup done 2026-01-02 03:04 UTC, check done 2026-01-02 03:04 UTC")
+    ledger.begin("check", at, since=at)
+    ledger.end("check", at, "failed", said="two packs are damaged")
+    said = schedule()
+    assert said
+    assert (said.outcome, said.detail) == ("warn", "check failed 2026-01-02 03:04 UTC: two packs are damaged")
 
 
 def test_nobody_is_told_and_nothing_fails_without_addresses(runtime, configured):
