@@ -17,7 +17,7 @@ from cosmos_coherence.drivers.folders import Folders, Xattrs, open_file, xattrs,
 from cosmos_coherence.model import Entry, TreePrint
 from cosmos_coherence.sources import tree_scan
 
-_PIECE: Final = 1 << 20
+_PIECE: Final = 256 << 10
 
 Hashed = tuple[Entry, str]
 """An entry with the digest of its content, empty for what is no regular file."""
