@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import random
 import tempfile
@@ -38,7 +39,7 @@ GROUPS: Sequence[tuple[Verb, Place]] = [
     ("prune", "repository"),
 ]  # fmt: skip
 DISK = "900m"
-# a run that is broken leaves connections to whoever collects them: in life its process ends then
+# a run that is broken leaves connections to whoever collects them: in life its process ends then, here `collected` does
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
@@ -71,6 +72,13 @@ def quick() -> Iterator[None]:
         patch.setattr(keys, "derive", functools.lru_cache(maxsize=64)(crypto.derive))
         patch.setattr(retrying.RetryingBackend, "_wait", lambda self, tried: time.sleep(0.02))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """Nothing is left for a test of another file to stumble upon, where such a warning is an error."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
