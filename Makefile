@@ -5,6 +5,7 @@ RUN := $(UV) run --frozen --all-extras
 
 setup: $(UV)
 	@$(UV) sync --frozen --all-extras --quiet --compile-bytecode
+	@$(RUN) python -m compileall -q src
 
 .tools/bin/uv:
 	@scripts/get-uv .tools

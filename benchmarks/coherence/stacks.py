@@ -177,12 +177,12 @@ services:
       {{POSTGRES_USER: {user}, POSTGRES_DB: {database}, POSTGRES_PASSWORD: test-only, PGUSER: {user}}}
     volumes: ["postgres-data:/var/lib/postgresql/data"]
     healthcheck:
-      {{test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "{user}"], interval: 300ms, retries: 200}}
+      {{test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "{user}"], interval: 1s, retries: 60}}
   redis:
     image: redis:7
     command: ["redis-server", "--appendonly", "yes"]
     volumes: ["redis-data:/data"]
-    healthcheck: {{test: ["CMD-SHELL", "redis-cli ping | grep -q PONG"], interval: 300ms, retries: 200}}
+    healthcheck: {{test: ["CMD-SHELL", "redis-cli ping | grep -q PONG"], interval: 1s, retries: 60}}
 {writers}
 volumes: {{postgres-data: {{}}, redis-data: {{}}, files: {{}}}}
 """

@@ -111,12 +111,12 @@ services:
     command: ["postgres", "-c", "max_connections=8", "-c", "superuser_reserved_connections=3"]
     environment: {POSTGRES_USER: shop, POSTGRES_DB: shop, POSTGRES_PASSWORD: hunter2-not-shown}
     volumes: ["db-data:/var/lib/postgresql/data"]
-    healthcheck: {test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "shop"], interval: 300ms, retries: 200}
+    healthcheck: {test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "shop"], interval: 1s, retries: 60}
   redis:
     image: redis:7
     command: ["redis-server", "--save", "", "--dir", "/data"]
     volumes: ["redis-data:/data"]
-    healthcheck: {test: ["CMD-SHELL", "redis-cli ping | grep -q PONG"], interval: 300ms, retries: 200}
+    healthcheck: {test: ["CMD-SHELL", "redis-cli ping | grep -q PONG"], interval: 1s, retries: 60}
   web:
     image: python:3.11-slim
     command: ["python", "-m", "http.server", "8000", "--directory", "/site"]

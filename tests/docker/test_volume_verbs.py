@@ -35,7 +35,7 @@ services:
     environment: {POSTGRES_USER: shop, POSTGRES_DB: shop, POSTGRES_PASSWORD: test-only}
     command: ["postgres", "-c", "fsync=off"]
     volumes: ["db-data:/var/lib/postgresql/data"]
-    healthcheck: {test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "shop"], interval: 300ms, retries: 200}
+    healthcheck: {test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "shop"], interval: 1s, retries: 60}
     network_mode: none
     restart: unless-stopped
   app:

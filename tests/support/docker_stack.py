@@ -155,7 +155,7 @@ services:
     command: ["sh", "-c", {_script(STORE)}]
     environment: {{EVENTS: /events}}
     volumes: ["events:/events"]
-    healthcheck: {{test: ["CMD", "test", "-e", "/events/store-ready"], interval: 200ms, start_period: 5s, retries: 100}}
+    healthcheck: {{test: ["CMD", "test", "-e", "/events/store-ready"], interval: 1s, retries: 60}}
     network_mode: none
   stubborn:
     image: busybox:1
@@ -217,18 +217,18 @@ services:
     image: postgres:15
     environment: {POSTGRES_USER: shop, POSTGRES_DB: shop, POSTGRES_PASSWORD: test-only}
     volumes: ["db-data:/var/lib/postgresql/data"]
-    healthcheck: {test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "shop"], interval: 300ms, retries: 200}
+    healthcheck: {test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "shop"], interval: 1s, retries: 60}
   redis:
     image: redis:7
     command: ["redis-server", "--appendonly", "yes"]
     volumes: ["redis-data:/data"]
-    healthcheck: {test: ["CMD-SHELL", "redis-cli ping | grep -q PONG"], interval: 300ms, retries: 200}
+    healthcheck: {test: ["CMD-SHELL", "redis-cli ping | grep -q PONG"], interval: 1s, retries: 60}
   writer:
     image: python:3.11-slim
     command: ["python", "/program/writer.py"]
     volumes: ["./program:/program:ro", "files:/data", "./uploads:/uploads"]
     depends_on: {db: {condition: service_healthy}, redis: {condition: service_healthy}}
-    healthcheck: {test: ["CMD", "test", "-e", "/data/alive"], interval: 300ms, retries: 200}
+    healthcheck: {test: ["CMD", "test", "-e", "/data/alive"], interval: 1s, retries: 60}
 volumes: {db-data: {}, redis-data: {}, files: {}}
 """
 

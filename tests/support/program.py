@@ -24,8 +24,8 @@ def as_ordinary_user(folder: Path, *arguments: str, timeout: float = 200):
     """The same as the user ``nobody``, with a copy of the program that this user can read and a home of its own."""
     program, home = folder / "program", folder / "home"
     packages = Path(sysconfig.get_paths()["purelib"])
-    shutil.copytree(packages, program, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "mypy*", "*.a"))
-    shutil.copytree(SOURCE, program, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(packages, program, symlinks=True, ignore=shutil.ignore_patterns("mypy*", "*.a"))
+    shutil.copytree(SOURCE, program, dirs_exist_ok=True)
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
     interpreter = sys.executable if _may_run(sys.executable) else "/usr/bin/python3"

@@ -51,12 +51,12 @@ services:
     secrets: [password]
     volumes: ["pg:/var/lib/postgresql/data"]
     healthcheck:
-      {{test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "shop"], interval: 500ms, retries: 120}}
+      {{test: ["CMD", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "shop"], interval: 1s, retries: 60}}
   cache:
     image: redis:7
     command: ["redis-server", "--appendonly", "yes"]
     volumes: ["kv:/data"]
-    healthcheck: {{test: ["CMD-SHELL", "redis-cli ping | grep -q PONG"], interval: 500ms, retries: 120}}
+    healthcheck: {{test: ["CMD-SHELL", "redis-cli ping | grep -q PONG"], interval: 1s, retries: 60}}
   writer:
     image: {writer}
     init: true
@@ -252,7 +252,7 @@ _OF_THIS_SERVER = r"\\(un)?restrict |ALTER ROLE shop "
 """A dump's own token, and the role that every new server gets with a salt of its own."""
 
 
-def lay_out(folder: Path, project: str, *, rate: int = 400) -> None:
+def lay_out(folder: Path, project: str, *, rate: int = 50) -> None:
     """The project's files."""
     (folder / "uploads").mkdir()
     (folder / "secrets").mkdir()
