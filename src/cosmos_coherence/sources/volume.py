@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -18,13 +15,14 @@ from msgspec import structs
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers import disk, open_files, reflink
-from cosmos_coherence.drivers.folders import GONE, Folders, data_runs, from_stat, open_file, xattrs, xattrs_at
+from cosmos_coherence.drivers.folders import Folders, from_stat
 from cosmos_coherence.model import Fingerprint, Gap, Part, SourceRef
 from cosmos_coherence.parts import Sink, TreeWriter
-from cosmos_coherence.sources import sqlite, sqlite_live, tree_clone, tree_print, tree_read, tree_scan
+from cosmos_coherence.sources import sqlite, sqlite_live, tree_clone, tree_print, tree_scan
 from cosmos_coherence.sources.config_restore import ConfigRestorer
 from cosmos_coherence.sources.scout import Scout, Walking
 from cosmos_coherence.sources.tree_held import Held
+from cosmos_coherence.sources.tree_live import ONE_READ, LiveTree
 from cosmos_coherence.sources.tree_restore import TreeRestorer
 from cosmos_coherence.sources.tree_scan import Scan
 from cosmos_coherence.sources.tree_watch import Watch
@@ -36,8 +34,6 @@ _TICK_NS: Final = 20_000_000
 """The clock of file times may lag this far behind the clock of programs."""
 _FILE_COST: Final = 4096
 """Opening a file takes about as long as reading this many bytes; without it a million empty files would look small."""
-_AT_ONCE: Final = _MIB // 2
-"""A file up to this size is read in one call."""
 _MANY: Final = 5_000
 """From so many names on a walk takes longer than the kernel's word."""
 
@@ -64,6 +60,7 @@ class TreeSource:
         self._ref, self._root, self._spool, self._only = ref, root, spool, only
         self._settle_bytes, self._rounds, self._many, self._still = settle_bytes, rounds, many, still
         self._idle = idle
+        self._live = LiveTree(root)
         self._tree: TreeWriter | None = None
         self._taken: dict[bytes, Copied] = {}
         """What was read of each name. A later walk that finds it as it was then need not read it again..."""
@@ -124,14 +121,14 @@ class TreeSource:
         self._forget_anchor()
         if self._tree is None:
             self._tree = sink.tree(f"volumes/{self._ref.volume}" if self._ref.kind == "volume" else self._ref.part)
-            with self._reading(b""), Folders(self._root) as folders:
+            with self._live.reading(b""), Folders(self._root) as folders:
                 self._timeless, self._clones = disk.is_memory(folders.root), reflink.is_offered(folders.root)
             if not self._timeless:
                 self._taken = dict(self._tree.known())
         expected = 0
         for _ in range(self._rounds):
             if self._ahead is None:
-                with self._reading(b""), Folders(self._root) as folders:
+                with self._live.reading(b""), Folders(self._root) as folders:
                     self._sync(folders)
             started_ns, early = self._started_ns, 0
             if self._scan is None and not self._taken and not self._timeless:
@@ -302,7 +299,7 @@ class TreeSource:
         if ahead is not None:
             self._watch = ahead.watch
             return *ahead.walking(known), ahead.watch
-        with self._reading(b""), Folders(self._root) as folders:
+        with self._live.reading(b""), Folders(self._root) as folders:
             self._watch = watch = Watch(folders.root)
         return *tree_scan.walking(self._root, self._ref.exclude, watch.entered, known, self._only), watch
 
@@ -310,7 +307,7 @@ class TreeSource:
         """Before the hold: who has a file open may have mapped it, and writes untold. The size of all such files."""
         changes = self._watch.changes() if self._watch is not None else None
         if changes is not None and self._watch is not None:
-            with self._reading(b""), Folders(self._root) as folders:
+            with self._live.reading(b""), Folders(self._root) as folders:
                 self._watch.notice_openings(folders)
         inodes = open_files.writable_inodes() if changes is not None else None
         if changes is None or inodes is None or self._scan is None or self._watch is None:
@@ -357,9 +354,9 @@ class TreeSource:
         cost = _FILE_COST * len(unsettled)
         later = tree_clone.left_to_clone(unsettled, self._added) if self._clones else set()
         files = {found.path: found for found in unsettled if found.kind == "file" and found.path not in later}
-        for copied in tree.add_small(self._root, [path for path, found in files.items() if found.size <= _AT_ONCE]):
+        for copied in tree.add_small(self._root, [path for path, found in files.items() if found.size <= ONE_READ]):
             cost += self._take_small(copied, files.pop(copied.found.path), started_ns)
-        for copied in self._read([found for found in unsettled if found.path in files], tree):
+        for copied in self._live.read([found for found in unsettled if found.path in files], tree):
             self._take(copied, started_ns)
             self._added.add(copied.found.path)
             cost += copied.found.size
@@ -376,14 +373,14 @@ class TreeSource:
     def _copy_databases(self, tree: TreeWriter) -> None:
         """Where nobody stands still: what is in use of them, by SQLite itself."""
         assert self._scan is not None
-        with self._reading(b""), Folders(self._root) as folders:
+        with self._live.reading(b""), Folders(self._root) as folders:
             for found in sqlite.databases(folders, self._scan.names):
                 with sqlite_live.copy_of(self._root, folders, found, self._spool, self._databases) as content:
                     if content is not None:
                         self._add_database(folders, found, content, tree)
 
     def _add_database(self, folders: Folders, found: Found, content: BinaryIO, tree: TreeWriter) -> None:
-        with self._opened(folders, found) as (_, copied):
+        with self._live.opened(folders, found) as (_, copied):
             if copied is not None:
                 clean = sqlite_live.cleaned(copied, content)
                 self._databases.apart[found.path] = structs.replace(clean, digest=tree.add(clean.entry(), content))
@@ -393,38 +390,8 @@ class TreeSource:
         taken = self._taken.get(found.path)
         return taken is None or taken.found != found or found.path in self._doubtful
 
-    def _read(self, files: Iterable[Found], tree: TreeWriter) -> Iterator[Copied]:
-        """Have the store take them, as many at a time as it can; those that are there."""
-        if tree.at_once == 1:
-            with Folders(self._root) as folders:
-                yield from filter(None, (self._read_one(folders, found, tree) for found in files))
-            return
-
-        def one(found: Found) -> Copied | None:
-            with Folders(self._root) as folders:
-                return self._read_one(folders, found, tree)
-
-        with ThreadPoolExecutor(tree.at_once, "reader") as pool:
-            yield from filter(None, pool.map(one, files))
-
-    def _read_one(self, folders: Folders, found: Found, tree: TreeWriter) -> Copied | None:
-        with self._opened(folders, found) as (file, copied):
-            if copied is None:
-                return None
-            with self._content(file, copied) as content:
-                return structs.replace(copied, digest=tree.add(copied.entry(), content))
-
-    def _content(self, file: int, copied: Copied) -> BinaryIO:
-        """What the file holds: exactly its size, whatever becomes of it meanwhile."""
-        path, size = copied.found.path, copied.found.size
-        if size <= _AT_ONCE and copied.data is None:
-            with self._reading(path):
-                return io.BytesIO(os.pread(file, size, 0).ljust(size, b"\0"))
-        runs = [(offset, length, offset) for offset, length in copied.runs()]
-        return tree_read.content(tree_read.OpenFile(file, path, self._root), size, runs)
-
     def _hold(self, folders: Folders, found: Found, started_ns: int, held: Held) -> None:
-        with self._opened(folders, found) as (file, copied):
+        with self._live.opened(folders, found) as (file, copied):
             if copied is None:
                 raise self._replaced(found)
             held.take(found.path, file, copied.runs(), self._root, clones=folders.root if self._clones else None)
@@ -432,41 +399,12 @@ class TreeSource:
             if from_stat(found.path, os.fstat(file), folders.device) != copied.found:
                 self._restless.append(found.path)
 
-    @contextmanager
-    def _opened(self, folders: Folders, found: Found) -> Iterator[tuple[int, Copied | None]]:
-        """The file, and what is to be noted of it; None when it is not there any more."""
-        with self._reading(found.path):
-            opened = open_file(folders, found.path)
-        if opened is None:
-            yield -1, None
-            return
-        file, status = opened
-        try:
-            with self._reading(found.path):
-                now = from_stat(found.path, status, folders.device)
-                same = now is not None and (now.dev, now.ino) == (found.dev, found.ino)
-                data = data_runs(file, status)
-                attributes = xattrs(file)
-            yield file, Copied(now, attributes, data) if now is not None and same else None
-        finally:
-            os.close(file)
-
     def _look(self, folders: Folders, found: Found, started_ns: int) -> bool:
         """Note what is to be noted of a name that is no file; False when it is not there any more."""
-        try:
-            self._take(Copied(found, xattrs_at(folders, found.path)), started_ns)
-        except OSError as error:
-            if error.errno in GONE:
-                return False
-            raise tree_scan.unreadable(found.path, self._root, error) from error
+        if (copied := self._live.look(folders, found)) is None:
+            return False
+        self._take(copied, started_ns)
         return True
-
-    @contextmanager
-    def _reading(self, path: bytes) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise tree_scan.unreadable(path, self._root, error) from error
 
     def _replaced(self, found: Found) -> errors.CaptureFailed:
         return errors.CaptureFailed(
@@ -480,5 +418,5 @@ def _small(names: Mapping[bytes, Found], steps: Iterator[list[bytes]]) -> Iterat
     for noted in steps:
         for path in noted:
             found = names.get(path)
-            if found is not None and found.kind == "file" and found.nlink == 1 and found.size <= _AT_ONCE:
+            if found is not None and found.kind == "file" and found.nlink == 1 and found.size <= ONE_READ:
                 yield path

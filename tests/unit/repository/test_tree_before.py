@@ -113,7 +113,7 @@ def test_nothing_is_read_or_stored_again(
             state = before(repository, root)
             TreeCache(root.parent / "cache").save({NAME: state._replace(folders={b"": ("ab" * 32, 1)})})
             assert TreeCache(root.parent / "cache").load(NAME, state.folders[b""][0]) is None
-    monkeypatch.setattr("cosmos_coherence.sources.volume.open_file", None)
+    monkeypatch.setattr("cosmos_coherence.sources.tree_live.open_file", None)
     monkeypatch.setattr("cosmos_coherence.repository.small_files.open_file", None)
     first = layout.backups(repository.snapshots(), "p")[-1].snapshot.tree
     assert back_up(repository, root) == 1, "the manifest"
