@@ -7,9 +7,10 @@ bytes, times are nanoseconds since the epoch (``*_ns``), RFC 3339 text in UTC (`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 ServiceState = Literal["running", "paused", "restarting", "exited", "created", "missing"]
 Health = Literal["healthy", "unhealthy", "starting"]
@@ -17,8 +18,7 @@ EntryKind = Literal["file", "dir", "symlink", "hardlink", "fifo", "char", "block
 
 
 # ------------------------------------------------------------------------------------------------- the stack
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True):
     """One mount of a service: a named volume, a folder of the host, or memory."""
 
     kind: Literal["volume", "bind", "tmpfs"]
@@ -31,8 +31,7 @@ class Mount:
     """The volume has no name of its own (64 hex digits given by the engine)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(msgspec.Struct, frozen=True):
     """A TCP port of a service that is open on the host."""
 
     address: str
@@ -43,8 +42,7 @@ class Port:
     """Its number inside the service."""
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(msgspec.Struct, frozen=True):
     """One running or stopped copy of a service: one container, or one local process."""
 
     name: str
@@ -54,7 +52,7 @@ class Service:
     digest: str = ""
     """Image by digest, or its id when it was never pushed."""
     command: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
     state: ServiceState = "running"
     health: Health | None = None
@@ -66,8 +64,7 @@ class Service:
     ports: tuple[Port, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(msgspec.Struct, frozen=True):
     """A named volume of the stack."""
 
     name: str
@@ -75,15 +72,14 @@ class Volume:
     short: str
     """Its name in the Compose file: ``api-cache``."""
     driver: str = "local"
-    options: Mapping[str, str] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = msgspec.field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     path: Path | None = None
     """Where its files lie; None when they cannot be reached from here."""
     exists: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
+class Stack(msgspec.Struct, frozen=True):
     """A Compose project (or a folder of local processes) as it was found."""
 
     project: str
@@ -113,8 +109,7 @@ class Stack:
 SourceKind = Literal["postgres", "redis", "volume", "files", "sqlite", "config"]
 
 
-@dataclass(frozen=True, slots=True)
-class SourceRef:
+class SourceRef(msgspec.Struct, frozen=True):
     """One thing to capture, before anything was asked of it."""
 
     kind: SourceKind
@@ -130,8 +125,7 @@ class SourceRef:
     """Patterns, relative to the root, that are left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(msgspec.Struct, frozen=True):
     """Something a backup does not hold, named."""
 
     what: str
@@ -142,8 +136,7 @@ class Gap:
     """Left out by the user's own label or setting: shown, and not a fault."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One name in a file tree. Paths are bytes, relative, without ``..``; the root is ``b""``."""
 
     path: bytes
@@ -162,18 +155,16 @@ class Entry:
 
 
 # --------------------------------------------------------------------------------------------- the manifest
-@dataclass(frozen=True, slots=True)
-class DatabasePrint:
+class DatabasePrint(msgspec.Struct, frozen=True):
     """What one database must restore to."""
 
-    tables: Mapping[str, int] = field(default_factory=dict)
+    tables: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Rows by ``schema.table``."""
-    sequences: Mapping[str, int] = field(default_factory=dict)
+    sequences: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Last value by ``schema.sequence``; a sequence that was never called is left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class TreePrint:
+class TreePrint(msgspec.Struct, frozen=True):
     """What a file tree must restore to."""
 
     files: int = 0
@@ -185,21 +176,19 @@ class TreePrint:
     """SHA-256 over every name with its metadata and content hash, in byte order of the paths."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(msgspec.Struct, frozen=True):
     """What a part must restore to; only the fields of its kind are filled."""
 
-    databases: Mapping[str, DatabasePrint] = field(default_factory=dict)
+    databases: Mapping[str, DatabasePrint] = msgspec.field(default_factory=dict)
     roles: tuple[str, ...] = ()
-    keys: Mapping[str, int] = field(default_factory=dict)
+    keys: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Keys without an expiry, by logical database (``"0"``)."""
-    expiring_keys: Mapping[str, int] = field(default_factory=dict)
+    expiring_keys: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Keys with an expiry: an upper bound, since they go by themselves."""
     tree: TreePrint | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PartFile:
+class PartFile(msgspec.Struct, frozen=True):
     """One file of a part inside an archive."""
 
     path: str
@@ -209,8 +198,7 @@ class PartFile:
     """Bytes before compression."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """One source's share of a backup."""
 
     name: str
@@ -221,23 +209,21 @@ class Part:
     anchored_at: str = ""
     version: str = ""
     """Server version, where there is a server."""
-    details: Mapping[str, str] = field(default_factory=dict)
-    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    details: Mapping[str, str] = msgspec.field(default_factory=dict)
+    fingerprint: Fingerprint = msgspec.field(default_factory=Fingerprint)
 
 
-@dataclass(frozen=True, slots=True)
-class VolumeRecord:
+class VolumeRecord(msgspec.Struct, frozen=True):
     """How to create a lost volume again."""
 
     name: str
     short: str
     driver: str = "local"
-    options: Mapping[str, str] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = msgspec.field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceRecord:
+class ServiceRecord(msgspec.Struct, frozen=True):
     """What ran when the backup was made."""
 
     name: str
@@ -245,8 +231,7 @@ class ServiceRecord:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True):
     """Everything about one backup; ``manifest.json``. Format 2."""
 
     id: str
@@ -267,7 +252,7 @@ class Manifest:
     """The Compose files in use, relative to the project's folder, in their order."""
     held: tuple[str, ...] = ()
     """Containers that stood still at the instant."""
-    quiet_ms: Mapping[str, float] = field(default_factory=dict)
+    quiet_ms: Mapping[str, float] = msgspec.field(default_factory=dict)
     """Services that were stopped, or held by a command of their own, and for how long; not part of ``pause_ms``."""
     safety: bool = False
     """Made by a restore before it overwrote anything."""
@@ -279,8 +264,7 @@ class Manifest:
 
 
 # -------------------------------------------------------------------------------------------------- the cut
-@dataclass(frozen=True, slots=True)
-class Quiet:
+class Quiet(msgspec.Struct, frozen=True):
     """A service that is held by more than a freeze: it is stopped, or commands of its own run around the cut."""
 
     service: str
@@ -294,8 +278,7 @@ class Quiet:
 HoldMeans = Literal["cgroup1", "cgroup2", "engine", "signal"]
 
 
-@dataclass(frozen=True, slots=True)
-class HoldTarget:
+class HoldTarget(msgspec.Struct, frozen=True):
     """One container or process that is to stand still, with all that is needed to let go of it again.
 
     A watchdog that knows nothing but this value can release it: ``cgroup1`` writes ``THAWED`` to
@@ -311,8 +294,7 @@ class HoldTarget:
     birth: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(msgspec.Struct, frozen=True):
     """One number about one thing at one moment."""
 
     taken: float

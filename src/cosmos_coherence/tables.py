@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -23,8 +22,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A table by its fields. Names that are no fields are faults."""
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(msgspec.Struct, frozen=True):
     """In ``Annotated``: makes of what is written what the type wants. ``ValueError`` says what is wrong with it."""
 
     read: Callable[[Any], object]

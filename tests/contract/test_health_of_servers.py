@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from cosmos_coherence.flow import health
 from cosmos_coherence.settings import HealthSettings, Settings

@@ -6,10 +6,10 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from uuid import uuid4
 
 import pytest
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 from cosmos_coherence.model import Part

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pty
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from cosmos_coherence import errors
 from cosmos_coherence.drivers import container
@@ -238,9 +238,9 @@ def test_the_watchdog_in_a_container_releases_what_a_killed_program_held(
     (target,) = runtime.hold_targets(runtime.stack().services)
     if by_engine:
         facts = runtime.engine.ask("inspect_container", target.name)
-        target = dataclasses.replace(target, means="engine", where=runtime.engine.socket_path, id=facts["Id"])
+        target = structs.replace(target, means="engine", where=runtime.engine.socket_path, id=facts["Id"])
     count = runtime.stack().volume("data").path / "count"
-    argv = [sys.executable, "-c", HOLDER, stack.project, HOST, program_image, json.dumps(dataclasses.asdict(target))]
+    argv = [sys.executable, "-c", HOLDER, stack.project, HOST, program_image, json.dumps(structs.asdict(target))]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
         size = count.stat().st_size

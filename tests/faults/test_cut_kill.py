@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from cosmos_coherence.cut.hold import STEPS, release_leftovers
 from cosmos_coherence.cut.journal import Journal
@@ -44,7 +44,7 @@ with Watchdog.start() as watchdog:
 
 
 def program(writer: Counters, state: Path, point: str, number: int, budget_s: float) -> subprocess.Popen[bytes]:
-    target = json.dumps(dataclasses.asdict(writer.target))
+    target = json.dumps(structs.asdict(writer.target))
     return subprocess.Popen([sys.executable, "-c", _PROGRAM, str(state), target, point, str(number), str(budget_s)])
 
 

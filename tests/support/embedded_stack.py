@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import random
 import shutil
@@ -10,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from msgspec import structs
 
 from cosmos_coherence.drivers.embedded import DATABASE, lay_out_demo
 from cosmos_coherence.flow import demo_data, demo_proof, demo_writer
@@ -52,7 +53,7 @@ class EmbeddedStack(FaultyStack):
         names = [demo_writer.counter_key(w) for w in range(WRITERS)]
         names += [demo_writer.entry_key(w, k) for w in range(WRITERS) for k in range(1, last[w] + 2)]
         own = {hashlib.sha1(name.encode()).hexdigest() for name in names}
-        return dataclasses.replace(found, keys={k: v for k, v in found.keys.items() if k not in own})
+        return structs.replace(found, keys={k: v for k, v in found.keys.items() if k not in own})
 
     def lines(self) -> int:
         """How far the first writer has come in its file."""

@@ -9,11 +9,11 @@ import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from cosmos_coherence import content_digest
 from cosmos_coherence.flow import contents

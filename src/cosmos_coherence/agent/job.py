@@ -9,9 +9,10 @@ import fcntl
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.drivers.runtime import Runtime
@@ -26,8 +27,7 @@ from cosmos_coherence.settings import ServeSettings, Settings
 _RETRYABLE = {kind.code for kind in errors.CATALOGUE if kind.retryable}
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """What a job works on."""
 
     runtime: Runtime
@@ -43,8 +43,7 @@ class Work:
     """What is known of the volumes since the last measurement, where one process makes them all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(msgspec.Struct, frozen=True):
     """One thing that the schedule can do."""
 
     name: str

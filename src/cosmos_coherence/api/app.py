@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse
@@ -37,13 +38,13 @@ def create_app(settings: ServeSettings) -> FastAPI:
     def ask() -> Health:
         return checks.run(probes.probes(settings, engine))
 
-    @app.get("/health")
-    def health(response: Response) -> Health:
+    @app.get("/health", response_class=JSONResponse)
+    def health() -> Response:
         """Database, cache and disk. 503 when one of them fails."""
         found = ask()
-        response.status_code = 503 if found.outcome == "fail" else 200
-        response.headers["Cache-Control"] = "no-store"
-        return found
+        answer = _json(found, 503 if found.outcome == "fail" else 200)
+        answer.headers["Cache-Control"] = "no-store"
+        return answer
 
     @app.get("/metrics", response_class=Response)
     def prometheus() -> Response:
@@ -59,10 +60,10 @@ def create_app(settings: ServeSettings) -> FastAPI:
             numbers = metrics.text(found, settings.data_directory, (), ())
         return Response(numbers, media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/runs")
-    def listed(limit: Annotated[int, Query(ge=1, le=200)] = 20) -> runs.RunList:
+    @app.get("/runs", response_class=JSONResponse)
+    def listed(limit: Annotated[int, Query(ge=1, le=200)] = 20) -> Response:
         """The newest runs; the last known list while the history does not answer."""
-        return listing.read(engine, settings.cache_directory, limit=limit)
+        return _json(listing.read(engine, settings.cache_directory, limit=limit))
 
     @app.get("/progress")
     def progress() -> dict[str, str]:
@@ -75,3 +76,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
         return JSONResponse(body, status_code=error.http_status)
 
     return app
+
+
+def _json(value: msgspec.Struct, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

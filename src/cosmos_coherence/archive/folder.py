@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
+
+import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 from cosmos_coherence.archive import names, sums
@@ -19,8 +21,7 @@ from cosmos_coherence.parts import CONFIGS
 _ORDER = {"dir": 0, "file": 1, "symlink": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class FolderFile:
+class FolderFile(msgspec.Struct, frozen=True):
     """One name of the finished folder; ``path`` is where a file's content lies in the spool."""
 
     entry: Entry

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors, manifests
 from cosmos_coherence.archive.manifest import read_manifest
@@ -18,8 +19,7 @@ _ENDING = ".tar.gz"
 _ID = re.compile(rf"(?:{SAFETY_PREFIX})?(\d{{8}}_\d{{6}})", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveInfo:
+class ArchiveInfo(msgspec.Struct, frozen=True):
     """One archive of ours on the disk."""
 
     id: str

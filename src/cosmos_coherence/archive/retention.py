@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+
+import msgspec
 
 from cosmos_coherence.archive.listing import ArchiveInfo
 from cosmos_coherence.storage import local
@@ -37,8 +38,7 @@ class Dated(Protocol):
 D = TypeVar("D", bound=Dated)
 
 
-@dataclass(frozen=True, slots=True)
-class RetentionPlan(Generic[D]):
+class RetentionPlan(msgspec.Struct, Generic[D], frozen=True):
     """What stays and what goes, oldest first."""
 
     keep: tuple[D, ...]

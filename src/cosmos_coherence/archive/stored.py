@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence.model import PartFile
 from cosmos_coherence.storage import local
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     """A finished file of the archive, and the (offset, size) pieces of a spool file it is made of, in their order."""
 
     file: PartFile

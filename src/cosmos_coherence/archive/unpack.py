@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors, manifests
 from cosmos_coherence.archive import names, sums, tarformat
@@ -28,12 +30,11 @@ _LARGEST_LOOSE = 16 * 1024 * 1024
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Unpacked:
+class Unpacked(msgspec.Struct, frozen=True):
     """A verified archive. Paths are those of the spool, None when nothing was kept."""
 
     manifest: Manifest
-    parts: dict[str, tuple[PartFile, Path | None]] = field(default_factory=dict)
+    parts: dict[str, tuple[PartFile, Path | None]] = msgspec.field(default_factory=dict)
     """By the path in the archive; the configuration is not among them."""
     folder: tuple[FolderFile, ...] = ()
     """The configuration."""

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors, manifests
 from cosmos_coherence.archive import gzipped, listing, names, readme, sums
@@ -23,8 +24,7 @@ from cosmos_coherence.parts import CONFIGS, Stream, TreeWriter
 from cosmos_coherence.storage import local
 
 
-@dataclass(frozen=True, slots=True)
-class _Packed:
+class _Packed(msgspec.Struct, frozen=True):
     """A whole archive that nobody sees yet."""
 
     temporary: Path

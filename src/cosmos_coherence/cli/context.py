@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from cosmos_coherence import errors
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from cosmos_coherence.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(msgspec.Struct, frozen=True):
     """The options that come before the verb."""
 
     directory: Path = Path()

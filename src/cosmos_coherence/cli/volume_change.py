@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import typer
 
 from cosmos_coherence import errors
@@ -33,8 +33,7 @@ _LISTED = 20
 _IN_JSON = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(msgspec.Struct, frozen=True):
     """What every one of these verbs needs."""
 
     settings: Settings

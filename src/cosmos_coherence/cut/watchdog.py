@@ -11,7 +11,6 @@ When its input ends before ``released`` the program has died: it releases, and e
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import select
@@ -22,6 +21,8 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
+
+from msgspec import structs
 
 from cosmos_coherence import errors
 from cosmos_coherence.cut import freezer
@@ -63,7 +64,7 @@ class Watchdog:
 
         Raises ``CutFailed`` when it does not answer.
         """
-        order = {"targets": [dataclasses.asdict(target) for target in targets], "budget_s": budget_s}
+        order = {"targets": [structs.asdict(target) for target in targets], "budget_s": budget_s}
         self._say(json.dumps(order))
         while (line := self._stdout.readline()) != b"ready\n":
             if not line:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
@@ -23,8 +22,7 @@ _FILE = "overview.json"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Overview:
+class Overview(msgspec.Struct, frozen=True):
     """Everything on the page, and when it was asked."""
 
     asked_at: str

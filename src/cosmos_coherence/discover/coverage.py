@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.discover import classify
@@ -16,8 +17,7 @@ from cosmos_coherence.settings import SourceSettings
 STATE_VOLUME = "cosmos-state"
 
 
-@dataclass(frozen=True, slots=True)
-class Coverage:
+class Coverage(msgspec.Struct, frozen=True):
     """The sources of a stack, in the order they are captured, and the gaps."""
 
     sources: tuple[SourceRef, ...]
@@ -45,8 +45,7 @@ class Coverage:
         return tuple(chosen)
 
 
-@dataclass(frozen=True, slots=True)
-class Looks:
+class Looks(msgspec.Struct, frozen=True):
     """How to look at folders: what a data folder looks like, how large one is, whether git tracks it."""
 
     holds: Callable[[Path], str]

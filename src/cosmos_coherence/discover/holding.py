@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.model import Gap, Quiet, Service, SourceRef, Stack
@@ -16,8 +17,7 @@ HoldWay = Literal["freeze", "hook", "stop", "never"]
 WAY, BEFORE, AFTER = "cosmos.hold", "cosmos.hold.before", "cosmos.hold.after"
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
+class Holding(msgspec.Struct, frozen=True):
     """Who is held, and by what."""
 
     freeze: tuple[Service, ...]

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from cosmos_coherence import errors, settings
 from cosmos_coherence.drivers import process
@@ -22,8 +23,7 @@ _PROJECT = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _CONFIG_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Definition:
+class Definition(msgspec.Struct, frozen=True):
     """What the Compose files of a project say, without the environment of its services, which holds secrets."""
 
     services: tuple[Service, ...]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 _ENCRYPTED = frozenset({"ecryptfs", "fuse.gocryptfs", "fuse.encfs", "fuse.cryfs", "fuse.securefs"})
 _ELSEWHERE = re.compile(r"nbd\d|rbd\d|zram\d|ram\d")
@@ -18,8 +19,7 @@ _VIRTUAL = re.compile(r"xvd|vd[a-z]")
 _DEEPEST = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(msgspec.Struct, frozen=True):
     """What a folder lies on."""
 
     name: str
@@ -29,8 +29,7 @@ class Disk:
     rotational: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Mount:
+class _Mount(msgspec.Struct, frozen=True):
     point: str
     device: str
     kind: str

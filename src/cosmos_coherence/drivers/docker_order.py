@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from cosmos_coherence.drivers import docker_facts
 from cosmos_coherence.drivers.docker_facts import Facts
@@ -29,8 +30,7 @@ def jobs(containers: Sequence[Facts]) -> set[str]:
     return {name for name, condition in waits if condition == "service_completed_successfully"}
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Why a container is not ready, and whether that can still change by itself."""
 
     why: str

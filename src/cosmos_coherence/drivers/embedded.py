@@ -17,9 +17,11 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors, settings
 from cosmos_coherence.drivers import process, stackfile
@@ -34,16 +36,14 @@ _PORTS = range(20_000, 32_000)
 """Below the ports that the kernel gives to outgoing connections, so that none takes ours while a server is down."""
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresBinaries:
+class PostgresBinaries(msgspec.Struct, frozen=True):
     """A PostgreSQL server with its client tools, all in ``bin``."""
 
     bin: Path
     origin: Origin
 
 
-@dataclass(frozen=True, slots=True)
-class RedisBinaries:
+class RedisBinaries(msgspec.Struct, frozen=True):
     """A Redis or Valkey server and its client."""
 
     server: Path

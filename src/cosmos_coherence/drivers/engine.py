@@ -10,10 +10,11 @@ import json
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
+
+import msgspec
 
 from cosmos_coherence import errors, settings
 from cosmos_coherence.drivers import engine_calls
@@ -22,8 +23,7 @@ DEFAULT_SOCKET = "/var/run/docker.sock"
 _ANSWER_S = engine_calls.ANSWER_S
 
 
-@dataclass(frozen=True, slots=True)
-class Wire:
+class Wire(msgspec.Struct, frozen=True):
     """A connection to the engine that carries bytes both ways; ``source`` reads what ``door`` receives."""
 
     door: socket.socket

@@ -10,18 +10,18 @@ import http.client
 import json
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
+
+import msgspec
 
 from cosmos_coherence import settings
 
 ANSWER_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One request: what to send where."""
 
     path: str

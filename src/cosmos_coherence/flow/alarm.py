@@ -12,10 +12,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 from cosmos_coherence.drivers.runtime import Runtime
@@ -39,8 +39,7 @@ _LONGEST_QUEUE = 100
 _TONES: dict[alarms.Kind, Tone] = {"raised": "failure", "still": "warning", "resolved": "success"}
 
 
-@dataclass(frozen=True, slots=True)
-class Notifier:
+class Notifier(msgspec.Struct, frozen=True):
     """How it went with one notifier. Times are seconds since the epoch."""
 
     name: str
@@ -50,8 +49,7 @@ class Notifier:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True):
     """A message, and who has not got it yet."""
 
     title: str
@@ -62,22 +60,20 @@ class Outgoing:
     """Of a message that a newer one takes the place of."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """What lies in the state directory."""
 
-    state: alarms.State = field(default_factory=alarms.State)
+    state: alarms.State = msgspec.field(default_factory=alarms.State)
     outgoing: tuple[Outgoing, ...] = ()
     notifiers: tuple[Notifier, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
+class Watched(msgspec.Struct, frozen=True):
     """What came of one look."""
 
     messages: tuple[alarms.Message, ...] = ()
     failing: tuple[Notifier, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def watch(

@@ -7,9 +7,10 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.discover.classify import classify, data_mount
@@ -33,8 +34,7 @@ _REASON_SHOWN = 200
 _MIGHTY = frozenset({"ALL", "SYS_ADMIN", "CAP_SYS_ADMIN"})
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(msgspec.Struct, frozen=True):
     """What came of all rules."""
 
     project: str

@@ -12,11 +12,13 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 import cosmos_coherence
 from cosmos_coherence import errors, sources
@@ -46,8 +48,7 @@ if TYPE_CHECKING:
     from cosmos_coherence.repository.repository import Repository
 
 
-@dataclass(frozen=True, slots=True)
-class BackupPlan:
+class BackupPlan(msgspec.Struct, frozen=True):
     """What a backup is going to do."""
 
     stack: Stack

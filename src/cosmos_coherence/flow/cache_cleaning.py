@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.cut.lock import run_lock
@@ -17,8 +18,7 @@ from cosmos_coherence.volumes.cache import LABEL, is_cache
 from cosmos_coherence.volumes.usage import Usage, measure_tree
 
 
-@dataclass(frozen=True, slots=True)
-class CleanPlan:
+class CleanPlan(msgspec.Struct, frozen=True):
     """What is going to be cleared."""
 
     volume: Volume

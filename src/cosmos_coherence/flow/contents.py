@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.flow import table
@@ -18,8 +19,7 @@ from cosmos_coherence.storage import local
 _PIECE = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(msgspec.Struct, frozen=True):
     """One name in a backup."""
 
     path: bytes
@@ -30,8 +30,7 @@ class Item:
     """None for a stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(msgspec.Struct, frozen=True):
     """One name that two backups do not have alike."""
 
     path: bytes

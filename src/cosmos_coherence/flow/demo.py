@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
+from msgspec import structs
 
 from cosmos_coherence import errors
 from cosmos_coherence.archive.reader import ArchiveReader
@@ -22,8 +23,7 @@ from cosmos_coherence.storage import local
 WRITES_BEFORE_S, WRITES_AFTER_S = 2.0, 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class DemoReport:
+class DemoReport(msgspec.Struct, frozen=True):
     """What the demo showed."""
 
     status: str
@@ -131,7 +131,7 @@ def _restore(runtime: LocalRuntime, settings: Settings, file: Path, folder: Path
     ):
         plan = restore.plan_restore(runtime, reader.manifest, backups=(backups,))
         # the writer stays down until what was restored has been compared
-        plan = dataclasses.replace(plan, start=tuple(name for name in plan.start if name != "writer"))
+        plan = structs.replace(plan, start=tuple(name for name in plan.start if name != "writer"))
         story = events.Story(verb="restore", run=backup.new_run(), project="cosmos-demo", emit=emit)
         report = restore.restore(runtime, settings, plan, reader, story, backups=backups)
     _require(report)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 from cosmos_coherence.drivers.embedded import DATABASE
 from cosmos_coherence.drivers.local import LocalRuntime
@@ -46,8 +47,7 @@ return lines
 N = TypeVar("N", str, bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Ballast:
+class Ballast(msgspec.Struct, frozen=True):
     """What does not change while the demo runs: a digest for each table, key and file."""
 
     tables: Mapping[str, str]
@@ -56,8 +56,7 @@ class Ballast:
     files: Mapping[bytes, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(msgspec.Struct, frozen=True):
     """What was found, and everything that is not as it must be."""
 
     rows: int

@@ -8,48 +8,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.flow.steps import BackupStep, RestoreStep
 from cosmos_coherence.model import Gap, Part
 
 
-@dataclass(frozen=True, slots=True)
-class StepBegan:
+class StepBegan(msgspec.Struct, frozen=True):
     """A named step of the story begins."""
 
     step: str
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PartDone:
+class PartDone(msgspec.Struct, frozen=True):
     """One part has been captured or brought back."""
 
     part: str
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """The writers stood still for this long."""
 
     pause_ms: float
     containers: int
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
+class Noted(msgspec.Struct, frozen=True):
     """Something worth a line, which changes nothing about the outcome."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Advanced:
+class Advanced(msgspec.Struct, frozen=True):
     """So far have things come; told a few times a second, and never when it would be the only news."""
 
     name: str
@@ -80,8 +76,7 @@ def no_step(_name: str) -> None:
     """A ``Step`` that lets the run go on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """Why a run failed, from the catalogue."""
 
     code: str
@@ -89,8 +84,7 @@ class Failure:
     remedy: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """What came of one run."""
 
     verb: str
@@ -112,7 +106,7 @@ class Report:
     notes: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     safety_backup: str = ""
-    phases: Mapping[str, float] = field(default_factory=dict)
+    phases: Mapping[str, float] = msgspec.field(default_factory=dict)
     """Seconds by step."""
     failure: Failure | None = None
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Final
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.archive import reader as archives
@@ -28,8 +29,7 @@ _SHOWN: Final = 5
 _PIECE: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """What a search for a backup of a volume came to."""
 
     backup: str

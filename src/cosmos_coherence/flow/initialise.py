@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 from msgspec import structs
 
 from cosmos_coherence import errors
@@ -19,8 +19,7 @@ DEFAULT_URL = "backups/repository"
 KIT = "recovery-kit.txt"
 
 
-@dataclass(frozen=True, slots=True)
-class Initialised:
+class Initialised(msgspec.Struct, frozen=True):
     """What ``initialise`` did."""
 
     location: str

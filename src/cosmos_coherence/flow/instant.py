@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.cut.hold import Cut, take_cut
@@ -23,8 +24,7 @@ from cosmos_coherence.sources.base import Source
 _HEALTH_BACK_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Instant:
+class Instant(msgspec.Struct, frozen=True):
     """One instant that was taken, and for whom it does not hold."""
 
     cut: Cut
@@ -34,8 +34,7 @@ class Instant:
     """How long each service was stopped, or held by its own hook."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(msgspec.Struct, frozen=True):
     """All that one attempt needs."""
 
     runtime: Runtime

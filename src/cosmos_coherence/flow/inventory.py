@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from cosmos_coherence.archive import listing
 from cosmos_coherence.archive.listing import ArchiveInfo
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     from cosmos_coherence.repository.repository import Repository
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One backup of a listing."""
 
     name: str

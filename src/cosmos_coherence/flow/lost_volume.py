@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.cut.lock import run_lock
@@ -14,8 +15,7 @@ from cosmos_coherence.settings import Settings
 from cosmos_coherence.volumes.lost import Lost, lost_volumes
 
 
-@dataclass(frozen=True, slots=True)
-class CreatePlan:
+class CreatePlan(msgspec.Struct, frozen=True):
     """Which volumes are going to be made."""
 
     project: str

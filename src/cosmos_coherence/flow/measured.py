@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.flow.remember import MEASUREMENTS, SPOOL
@@ -14,12 +15,11 @@ from cosmos_coherence.model import Measurement
 from cosmos_coherence.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(msgspec.Struct, frozen=True):
     """One round of measuring."""
 
     measurements: tuple[Measurement, ...] = ()
-    details: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Words by subject, for an alarm."""
     notes: tuple[str, ...] = ()
     """What could not be measured or kept, in sentences."""

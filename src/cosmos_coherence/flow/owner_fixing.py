@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.cut.lock import run_lock
@@ -17,8 +18,7 @@ from cosmos_coherence.volumes import ownership
 from cosmos_coherence.volumes.ownership import Change
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerPlan:
+class OwnerPlan(msgspec.Struct, frozen=True):
     """Which names are going to get another owner or mode."""
 
     volume: Volume

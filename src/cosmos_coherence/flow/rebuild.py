@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.drivers.runtime import Runtime
@@ -12,8 +13,7 @@ from cosmos_coherence.parts import BackupReader
 from cosmos_coherence.sources.volume import ConfigRestorer
 
 
-@dataclass(frozen=True, slots=True)
-class Rebuilt:
+class Rebuilt(msgspec.Struct, frozen=True):
     """What the stack is to be made from."""
 
     compose_files: tuple[Path, ...] = ()

@@ -8,8 +8,9 @@ comes back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors, sources
 from cosmos_coherence.cut.journal import Journal, RestoreRecord
@@ -31,8 +32,7 @@ _CRASHES = 3
 """A server that has ended so often within moments is not going to start."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """What happens to one part."""
 
     part: Part
@@ -41,8 +41,7 @@ class Step:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RestorePlan:
+class RestorePlan(msgspec.Struct, frozen=True):
     """What a restore is going to do; printable, and the only thing that ``restore`` takes."""
 
     manifest: Manifest

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.archive import listing
@@ -15,8 +16,7 @@ from cosmos_coherence.flow.store import Kept
 from cosmos_coherence.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(msgspec.Struct, frozen=True):
     """What would be kept and what would go, in both places."""
 
     archives: RetentionPlan[ArchiveInfo]

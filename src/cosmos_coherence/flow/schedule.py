@@ -6,11 +6,11 @@ All arithmetic is in UTC; only the expression is read in its own zone.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 from zoneinfo import ZoneInfo
 
+import msgspec
 from cronsim import CronSim, CronSimError
 
 from cosmos_coherence import errors
@@ -28,8 +28,7 @@ _SHIFT: Final = timedelta(hours=3)
 Why = Literal["regular", "retry", "cut off"]
 
 
-@dataclass(frozen=True, slots=True)
-class Rhythm:
+class Rhythm(msgspec.Struct, frozen=True):
     """When one job is due."""
 
     name: str
@@ -47,8 +46,7 @@ class Rhythm:
         return now - self.jitter
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(msgspec.Struct, frozen=True):
     """When a job is next to run, which may be over, and why."""
 
     at: datetime

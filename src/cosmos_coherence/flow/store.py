@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence import settings as declaration
@@ -31,8 +32,7 @@ _SHORTEST = 4
 DEFAULT_PASSWORD_FILE = Path("secrets/repository-password")
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """One backup in the repository."""
 
     id: str

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final
+
+from msgspec.structs import replace
 
 from cosmos_coherence.archive.writer import ArchiveWriter
 from cosmos_coherence.copied import Copied

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import structs
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 from cosmos_coherence.flow import known, store
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 _DAY_S = 86400
 
 
-@dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(msgspec.Struct, frozen=True):
     """What a prune did, or would do. Sizes are bytes."""
 
     removed_packs: int
@@ -35,8 +35,7 @@ class Pruned:
     dry_run: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(msgspec.Struct, frozen=True):
     """What a check found."""
 
     report: checking.Report
@@ -108,7 +107,9 @@ def copy(settings: Settings, target: Settings, *, project: str | None, names: tu
     wanted = [store.find(source, name, project) for name in names] or store.kept(source, project)
     with locks.acquire(source), locks.acquire(other):
         copied = copying.copy(source, other, [each.snapshot for each in wanted], workers=settings.backup.workers)
-    return replace(copied, unreadable=()) if names else copied
+    if names:
+        copied.unreadable = ()
+    return copied
 
 
 def second(settings: Settings, url: str, password_file: Path) -> Settings:

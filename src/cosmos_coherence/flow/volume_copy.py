@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors, sources
 from cosmos_coherence.cut.journal import Journal, RestoreRecord, SpoolRecord
@@ -26,8 +28,7 @@ from cosmos_coherence.storage import local
 from cosmos_coherence.volumes.usage import Usage, measure_tree
 
 
-@dataclass(frozen=True, slots=True)
-class CopyPlan:
+class CopyPlan(msgspec.Struct, frozen=True):
     """What a copy is going to do."""
 
     stack: Stack

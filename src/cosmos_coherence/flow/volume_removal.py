@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Found
@@ -25,8 +26,7 @@ _REMEDY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """What happens to one volume, and why."""
 
     volume: str
@@ -38,13 +38,12 @@ class Step:
     """The backup that holds it."""
 
 
-@dataclass(frozen=True, slots=True)
-class RemovalPlan:
+class RemovalPlan(msgspec.Struct, frozen=True):
     """Which volumes go and which stay."""
 
     project: str
     steps: tuple[Step, ...]
-    seen: Mapping[str, Mapping[bytes, Found]] = field(default_factory=dict, repr=False)
+    seen: Mapping[str, Mapping[bytes, Found]] = msgspec.field(default_factory=dict)
     """Each volume as it was when a backup was found to hold it."""
 
     @property

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.model import Measurement, Stack, Volume
@@ -30,8 +31,7 @@ _PAST_S = 90 * 86400.0
 """What is older tells little of the growth to come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """One volume, as far as it can be told from here."""
 
     volume: Volume
@@ -48,8 +48,7 @@ class Seen:
     last_proof: str = NEVER
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(msgspec.Struct, frozen=True):
     """What a folder's file system has room for, in bytes, as ``df`` says it."""
 
     path: str
@@ -57,8 +56,7 @@ class Disk:
     free: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(msgspec.Struct, frozen=True):
     """What is to be expected of one volume, or of one disk."""
 
     subject: str
@@ -217,8 +215,7 @@ class Watches:
         self.keep(())
 
 
-@dataclass(frozen=True, slots=True)
-class Measures:
+class Measures(msgspec.Struct, frozen=True):
     """Measurements of one moment, and what is to be said of them."""
 
     measurements: tuple[Measurement, ...]

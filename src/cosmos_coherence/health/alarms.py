@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence.model import Measurement
 
@@ -22,8 +24,7 @@ _LONGEST_DETAIL: Final = 600
 Kind = Literal["raised", "still", "resolved"]
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """What is an alarm. ``bad`` and ``good`` are sentences with ``{what}``, ``{percent}``, ``{number}``, ``{age}``."""
 
     name: str
@@ -64,8 +65,7 @@ class Rule:
         return not self.is_bad(value) and (value > self.clear_at if self.below else value < self.clear_at)
 
 
-@dataclass(frozen=True, slots=True)
-class Episode:
+class Episode(msgspec.Struct, frozen=True):
     """One rule that one subject does not keep. Times are seconds since the epoch."""
 
     rule: str
@@ -84,8 +84,7 @@ class Episode:
     good_since: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """What is known of alarms between two steps."""
 
     episodes: tuple[Episode, ...] = ()
@@ -96,8 +95,7 @@ class State:
         return tuple(sorted((e for e in self.episodes if e.raised is not None), key=lambda e: (e.since, e.subject)))
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """What is to be said of one alarm."""
 
     kind: Kind

@@ -10,8 +10,9 @@ import os
 import re
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
+
+import msgspec
 
 from cosmos_coherence.drivers.folders import Folders, open_file
 from cosmos_coherence.health.checks import CheckResult, Number, Outcome, gravest
@@ -27,8 +28,7 @@ _READ_BYTES = 256 * 1024
 _DAY_S = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True):
     """Seconds that must be left of a certificate."""
 
     warn_s: float = 21 * _DAY_S

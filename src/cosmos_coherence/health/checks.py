@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
+
+import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 
@@ -23,8 +25,7 @@ _ORDER: tuple[Outcome, ...] = ("ok", "warn", "fail")
 LIMIT_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
+class Number(msgspec.Struct, frozen=True):
     """One number that a check met, for whoever keeps them: as in ``model.Measurement``."""
 
     subject: str
@@ -32,8 +33,7 @@ class Number:
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(msgspec.Struct, frozen=True):
     """What one check found, in a few words, and how long it took."""
 
     name: str
@@ -47,8 +47,7 @@ Check = Callable[[], CheckResult | None]
 """None: there is nothing here to be looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(msgspec.Struct, frozen=True):
     """All findings; the worst of them is the whole."""
 
     outcome: Outcome

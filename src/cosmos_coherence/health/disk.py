@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.health.checks import CheckResult, Number, Outcome, graded, gravest, within, worst
@@ -21,16 +22,14 @@ _MEASURED_IN = 0.9
 """Of its time limit, after which a walk through a volume is given up, so that the check can say so itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """Shares above which something is too full."""
 
     warn: float = 0.80
     fail: float = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class Fullness:
+class Fullness(msgspec.Struct, frozen=True):
     """What is left of a file system, for whoever is not root."""
 
     used: float

@@ -13,8 +13,9 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from urllib.parse import SplitResult, urljoin, urlsplit
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.health.checks import Check, CheckResult, Number
@@ -33,8 +34,7 @@ _BLIND = "cannot be asked from here"
 Address = tuple[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True):
     """One address, and where it can be reached from here."""
 
     url: str

@@ -10,7 +10,6 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -25,8 +24,7 @@ FILE: Final = "schedule.sqlite"
 _PATIENCE_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class JobState:
+class JobState(msgspec.Struct, frozen=True):
     """How it stands with one job. Times are UTC."""
 
     name: str
@@ -42,7 +40,7 @@ class JobState:
     retryable: bool = False
     attempt: int = 0
     """Which try for the same time it was, from 1."""
-    owner: owners.Owner | None = field(default=None, repr=False)
+    owner: owners.Owner | None = None
 
     @property
     def open(self) -> bool:

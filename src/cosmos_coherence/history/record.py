@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -16,8 +15,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"^[^\x
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
-@dataclass(frozen=True, slots=True)
-class PartSizes:
+class PartSizes(msgspec.Struct, frozen=True):
     """What one part of a backup takes."""
 
     name: str
@@ -30,8 +28,7 @@ class PartSizes:
         return sum(file.size for file in self.files)
 
 
-@dataclass(frozen=True, slots=True)
-class FailureText:
+class FailureText(msgspec.Struct, frozen=True):
     """Why a run failed."""
 
     code: str
@@ -39,8 +36,7 @@ class FailureText:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
+class RunRecord(msgspec.Struct, frozen=True):
     """A run as the history keeps it: the fields of its report that are worth showing, under the same names."""
 
     project: Name

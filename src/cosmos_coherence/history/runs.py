@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -15,16 +14,14 @@ from cosmos_coherence.history.models import Run
 from cosmos_coherence.history.record import RunRecord
 
 
-@dataclass(frozen=True, slots=True)
-class RunList:
+class RunList(msgspec.Struct, frozen=True):
     """Runs, newest first, and when they were read."""
 
     read_at: str
     runs: tuple[RunRecord, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(msgspec.Struct, frozen=True):
     """How many runs of a project ended that way."""
 
     project: str

@@ -13,11 +13,11 @@ import math
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 from cosmos_coherence.model import Measurement
@@ -46,8 +46,7 @@ class _Row(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(list[_Row])
 
 
-@dataclass(frozen=True, slots=True)
-class Drained:
+class Drained(msgspec.Struct, frozen=True):
     """What one round did."""
 
     added: int = 0

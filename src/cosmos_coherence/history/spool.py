@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from sqlalchemy import Engine
 
 from cosmos_coherence import errors
@@ -20,8 +20,7 @@ from cosmos_coherence.history.record import RunRecord
 KEEP_S = 30 * 86400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Drained:
+class Drained(msgspec.Struct, frozen=True):
     """What one round did."""
 
     added: int = 0

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+import msgspec
+
 from cosmos_coherence import errors
 from cosmos_coherence.repository import index as indexes
 from cosmos_coherence.repository import packs, reach, trees
@@ -20,8 +22,7 @@ BUCKETS: Final = 100
 """Days after which a rotating share of a hundredth has read everything."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(msgspec.Struct, frozen=True):
     """One thing that is wrong."""
 
     kind: FaultKind
@@ -30,8 +31,7 @@ class Fault:
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """What was looked at and what is wrong. Sizes are bytes."""
 
     faults: tuple[Fault, ...]

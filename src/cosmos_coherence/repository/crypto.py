@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.poly1305 import Poly1305
@@ -50,8 +51,7 @@ class Key:
         return cls(os.urandom(32), os.urandom(16), r.to_bytes(16, "little"))
 
 
-@dataclass(frozen=True, slots=True)
-class Scrypt:
+class Scrypt(msgspec.Struct, frozen=True):
     """Parameters of the key derivation."""
 
     n: int

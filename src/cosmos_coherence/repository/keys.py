@@ -13,7 +13,6 @@ import pwd
 import secrets
 import socket
 from base64 import b64decode
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -28,8 +27,7 @@ _LARGEST: Final = 64 << 10
 _ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
 
 
-@dataclass(frozen=True, slots=True)
-class KeyInfo:
+class KeyInfo(msgspec.Struct, frozen=True):
     """What a key file says about itself; nothing of it is proven."""
 
     id: str
@@ -38,8 +36,7 @@ class KeyInfo:
     created_at: str
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """A master key, and the id of the key file that gave it."""
 
     id: str

@@ -9,8 +9,9 @@ import hashlib
 import mmap
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.repository.blob import Blob, BlobKind, Id
@@ -33,8 +34,7 @@ _ROOM: Final = TARGET_SIZE + (8 << 20) + OVERHEAD + _HEADER_ROOM
 _HASHED_AT_ONCE: Final = 256 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Pack:
+class Pack(msgspec.Struct, frozen=True):
     """A finished pack. ``content`` belongs to the builder and is valid until its ``reset``."""
 
     id: Id

@@ -7,8 +7,9 @@ then the old packs. At each step every snapshot has all that it needs in packs t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.repository import reach
@@ -29,8 +30,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a step's name, how much of it is done, and how much there is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What a prune is going to do. Sizes are bytes."""
 
     keep: tuple[PackBlobs, ...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -22,8 +21,7 @@ from cosmos_coherence.sources.scout import Scout
 from cosmos_coherence.sources.volume import ConfigRestorer, TreeRestorer, TreeSource
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """What every source of one run shares."""
 
     runtime: Runtime

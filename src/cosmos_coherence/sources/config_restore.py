@@ -6,11 +6,11 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Found
@@ -21,8 +21,7 @@ from cosmos_coherence.sources import staging, tree_print, tree_scan, tree_write
 from cosmos_coherence.sources.staging import Staging
 
 
-@dataclass(frozen=True, slots=True)
-class _Journal:
+class _Journal(msgspec.Struct, frozen=True):
     phase: Literal["staging", "staged", "swapping", "swapped", "undoing", "undone", "finishing"]
     created: bool = False
     """The project's folder itself was made."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 from cosmos_coherence.drivers.runtime import Runtime
@@ -59,8 +61,7 @@ SELECT json_build_object(
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
+class _Held(msgspec.Struct, frozen=True):
     """A database whose tables are locked, and later its state at the instant."""
 
     session: Session
@@ -69,7 +70,7 @@ class _Held:
     uncalled: Mapping[str, SequenceState]
     """Sequences that had given out nothing yet, before the hold."""
     snapshot: str = ""
-    sequences: Mapping[str, SequenceState] = field(default_factory=dict)
+    sequences: Mapping[str, SequenceState] = msgspec.field(default_factory=dict)
 
 
 class PostgresSource:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -39,8 +38,7 @@ FROM pg_database d WHERE d.datname = current_database();
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """One privilege on a database; no grantee means everybody."""
 
     grantee: str
@@ -48,8 +46,7 @@ class Grant:
     grantable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Configured:
+class Configured(msgspec.Struct, frozen=True):
     """``ALTER DATABASE ... SET``, or ``ALTER ROLE ... IN DATABASE ... SET`` when it is for one role."""
 
     role: str
@@ -57,8 +54,7 @@ class Configured:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class DatabaseRecord:
+class DatabaseRecord(msgspec.Struct, frozen=True):
     """A database without its content."""
 
     encoding: str

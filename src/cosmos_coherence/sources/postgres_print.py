@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final
+
+import msgspec
 
 from cosmos_coherence.model import DatabasePrint
 from cosmos_coherence.sources.postgres_session import Session
@@ -37,8 +38,7 @@ SEQUENCES: Final = f"""
 """Every sequence of the user with its last value as it is now (it obeys no snapshot); null when it was never called."""
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceState:
+class SequenceState(msgspec.Struct, frozen=True):
     """What ``setval`` takes: the value, and whether it was given out already."""
 
     value: int

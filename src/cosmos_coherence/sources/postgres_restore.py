@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.drivers.runtime import Runtime
@@ -33,8 +34,7 @@ SELECT coalesce(json_agg(what), '[]') FROM (
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _Name:
+class _Name(msgspec.Struct, frozen=True):
     """A database under the three names that it may have meanwhile."""
 
     live: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cosmos_coherence import errors
 
@@ -26,8 +27,7 @@ _MEMBER: Final = re.compile(rf"GRANT ({_NAME}) TO ({_NAME})(.*?)(?: GRANTED BY (
 _PARAMETER: Final = re.compile(rf"GRANT .* ON PARAMETER .* TO ({_NAME})(?: WITH GRANT OPTION)?$", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """The server that the dump comes from."""
 
     version: int

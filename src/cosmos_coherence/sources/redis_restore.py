@@ -11,9 +11,11 @@ import shutil
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 from cosmos_coherence.drivers.runtime import Runtime
@@ -43,8 +45,7 @@ _MULTIPART: Final = (7, 0)
 """Since this version an AOF is a folder with a manifest."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Journal:
+class _Journal(msgspec.Struct, frozen=True):
     """What is being done to the data folder, written before it is done.
 
     ``out`` the old files move out · ``in`` the new ones move in · ``swapped`` · ``clear`` the new ones are removed ·
@@ -57,8 +58,7 @@ class _Journal:
     """What is exchanged."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
+class _Layout(msgspec.Struct, frozen=True):
     """Which files the server reads."""
 
     server: sessions.Server

@@ -7,8 +7,9 @@ import contextlib
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.drivers.runtime import Child, Runtime
@@ -153,8 +154,7 @@ def keyspace(info: Iterable[str]) -> dict[str, tuple[int, int]]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(msgspec.Struct, frozen=True):
     """Which program a server is."""
 
     name: str

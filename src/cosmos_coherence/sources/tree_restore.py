@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied
@@ -24,8 +24,7 @@ Phase = Literal["staging", "staged", "out", "in", "swapped", "clear", "back", "u
 _OWN: Final = os.fsdecode(tree_scan.WORK_PREFIX)
 
 
-@dataclass(frozen=True, slots=True)
-class _Journal:
+class _Journal(msgspec.Struct, frozen=True):
     """What is being done to the root, written before it is done.
 
     ``out`` old names move out · ``in`` new names move in · ``swapped`` · ``clear`` the new ones are removed again ·

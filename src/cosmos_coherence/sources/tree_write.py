@@ -10,9 +10,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 from cosmos_coherence.content_digest import ContentDigest
@@ -29,8 +31,7 @@ _LARGEST_ID: Final = 2**32 - 2
 """The one above means "leave as it is" to the system."""
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(msgspec.Struct, frozen=True):
     """What came of writing a tree."""
 
     root: Entry

@@ -7,8 +7,9 @@ whole or in part, listed, and removed. That is all a repository asks of a place,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import msgspec
 
 Kind = Literal["config", "keys", "locks", "snapshots", "index", "data"]
 """The folders of the layout; ``config`` is a single file, whose name is ``""``."""
@@ -16,16 +17,14 @@ Kind = Literal["config", "keys", "locks", "snapshots", "index", "data"]
 KINDS: tuple[Kind, ...] = ("config", "keys", "locks", "snapshots", "index", "data")
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     """One file of a listing."""
 
     name: str
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Properties:
+class Properties(msgspec.Struct, frozen=True):
     """What a backend is good for; data, not another protocol."""
 
     connections: int

@@ -6,11 +6,11 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import asyncssh
+import msgspec
 from asyncssh import SFTPClient
 
 from cosmos_coherence import errors
@@ -30,8 +30,7 @@ _LOST = (
 logging.getLogger("asyncio").addFilter(lambda record: "socket.send() raised exception" not in record.getMessage())
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """Which server, and what opens it. Files and sockets that are ``None`` are the user's own, where there are some."""
 
     host: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.volumes import audit_looks as looks
@@ -17,8 +18,7 @@ Outcome = Literal["pass", "fail", "unknown", "accepted", "ignored"]
 SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """One best practice. ``severity`` by profile; where a profile is missing, the rule does not apply to it."""
 
     id: str
@@ -30,8 +30,7 @@ class Rule:
     look: Callable[[Facts], Iterable[Finding]]
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(msgspec.Struct, frozen=True):
     """What came of one rule."""
 
     id: str

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 from cosmos_coherence.model import Mount, Volume
 
 Profile = Literal["development", "production"]
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceFacts:
+class ServiceFacts(msgspec.Struct, frozen=True):
     """One container of the stack, or of a neighbour that shares something with it."""
 
     name: str
@@ -29,7 +29,7 @@ class ServiceFacts:
     read_only_root: bool = False
     privileged: bool = False
     log_driver: str = ""
-    log_options: Mapping[str, str] = field(default_factory=dict)
+    log_options: Mapping[str, str] = msgspec.field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
     secrets: tuple[str, ...] = ()
     """Where secrets stand in its environment: never the secrets themselves."""
@@ -40,8 +40,7 @@ class ServiceFacts:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DiskFacts:
+class DiskFacts(msgspec.Struct, frozen=True):
     """What the engine's volumes lie on."""
 
     name: str
@@ -49,8 +48,7 @@ class DiskFacts:
     rotational: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AgeFacts:
+class AgeFacts(msgspec.Struct, frozen=True):
     """How old something is, in seconds; None: there is none. ``unknown`` says why that cannot be told."""
 
     age_s: float | None = None
@@ -58,15 +56,14 @@ class AgeFacts:
     unknown: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """A stack and the machine below it."""
 
     profile: Profile
     services: tuple[ServiceFacts, ...] = ()
     neighbours: tuple[ServiceFacts, ...] = ()
     volumes: tuple[Volume, ...] = ()
-    modes: Mapping[str, int] = field(default_factory=dict)
+    modes: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Permission bits of the root of each volume that can be reached, by full name."""
     disk: DiskFacts | None = None
     backup: AgeFacts = AgeFacts()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+
+import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence.model import Mount
 from cosmos_coherence.volumes.audit_facts import AgeFacts, Facts, ServiceFacts
@@ -27,8 +29,7 @@ _NETWORK = re.compile(r"nfs|cifs|smb|ceph|gluster|sshfs|9p", re.IGNORECASE)
 _DAY_S = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """One thing that breaks a rule, or that could not be seen."""
 
     subject: str

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Final
+
+import msgspec
 
 DAY_S: Final = 86400.0
 CONFIDENCE: Final = 0.9
@@ -32,8 +33,7 @@ _POINTS: Final = 64
 _FAR_DAYS: Final = 36500.0
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(msgspec.Struct, frozen=True):
     """A value, and between what it lies in nine of ten cases. None: not within a hundred years."""
 
     value: float | None
@@ -41,8 +41,7 @@ class Range:
     high: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(msgspec.Struct, frozen=True):
     """What a series tells of the time to come."""
 
     measurements: int
@@ -86,8 +85,7 @@ def foresee(series: Sequence[tuple[float, float]], room: float | None) -> Foreca
     return Forecast(len(series), days, growth, Range(value, low, high))
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
+class _Line(msgspec.Struct, frozen=True):
     level: float
     """At the last measurement."""
     slope: float

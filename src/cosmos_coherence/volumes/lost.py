@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from cosmos_coherence.drivers.docker_facts import PROJECT, VOLUME
 from cosmos_coherence.model import Manifest, Stack, VolumeRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True):
     """One volume that is missing."""
 
     record: VolumeRecord

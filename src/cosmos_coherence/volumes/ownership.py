@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Found
@@ -17,8 +18,7 @@ _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(msgspec.Struct, frozen=True):
     """Owner, group and permission bits."""
 
     uid: int
@@ -26,8 +26,7 @@ class Access:
     mode: int
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One name that is to belong to another owner, or to get another mode."""
 
     path: bytes

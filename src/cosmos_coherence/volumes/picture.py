@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Final
+
+import msgspec
 
 WIDTH: Final = 1200
 HEIGHT: Final = 760
@@ -17,8 +18,7 @@ _SMALLEST: Final = 3.0
 _COLOURS: Final = ("#4477aa", "#228833", "#aa3377", "#997700", "#0e7c86", "#a5402d", "#555588", "#6b6b6b")
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
+class Area(msgspec.Struct, frozen=True):
     """Something that takes room, and what is in it. ``label`` is for people: only characters that can be printed."""
 
     label: str
@@ -28,8 +28,7 @@ class Area:
     parts: tuple[Area, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Box:
+class _Box(msgspec.Struct, frozen=True):
     left: float
     top: float
     width: float

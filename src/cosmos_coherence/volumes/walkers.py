@@ -15,9 +15,10 @@ import select
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
+
+import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.volumes.tally import Tally
@@ -56,8 +57,7 @@ def tell_all(root: Path | int, counter: Counter, *, processes: int = PROCESSES, 
         walk.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Walker:
+class _Walker(msgspec.Struct, frozen=True):
     """Our end of one process. It says one thing at a time, and waits for the answer."""
 
     pid: int

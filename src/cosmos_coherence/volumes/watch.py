@@ -16,11 +16,11 @@ import select
 import threading
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import inotify_simple
+import msgspec
 from inotify_simple import flags
 
 from cosmos_coherence.drivers import disk
@@ -46,8 +46,7 @@ Name = tuple[bytes, bytes]
 """The path of a folder, and a name in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(msgspec.Struct, frozen=True):
     """A usage, and how it is known."""
 
     usage: Usage

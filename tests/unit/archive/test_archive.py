@@ -10,11 +10,11 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import redis
+from msgspec.structs import replace
 
 from cosmos_coherence import errors, manifests
 from cosmos_coherence.archive import gzipped, names, sums

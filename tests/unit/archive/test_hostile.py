@@ -6,10 +6,10 @@ import gzip
 import io
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cosmos_coherence import errors
 from cosmos_coherence.archive import names, tarformat, unpack

@@ -9,13 +9,13 @@ import subprocess
 import tarfile
 import tempfile
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cosmos_coherence import content_digest, errors
 from cosmos_coherence.archive.gzipped import MEMBER

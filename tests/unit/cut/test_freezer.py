@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from cosmos_coherence import errors
 from cosmos_coherence.cut import freezer
@@ -223,7 +223,7 @@ time.sleep(60)
 
 
 def test_a_recycled_process_id_is_left_alone(writer: Counters) -> None:
-    stranger = dataclasses.replace(writer.target, birth=writer.target.birth - 1)
+    stranger = structs.replace(writer.target, birth=writer.target.birth - 1)
     freezer.freeze(stranger)
     assert writer.moving()
     assert freezer.is_frozen(stranger)  # ours has ended

@@ -110,4 +110,4 @@ def test_it_starts_without_what_makes_the_program_slow() -> None:
         capture_output=True,
         text=True,
     ).stdout.split()
-    assert not {"subprocess", "http.client", "pydantic", "msgspec", "docker", "logging", "asyncio"} & set(loaded)
+    assert not {"subprocess", "http.client", "pydantic", "docker", "logging", "asyncio"} & set(loaded)

@@ -11,11 +11,11 @@ import socket
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cosmos_coherence import errors, settings
 from cosmos_coherence.drivers.local import LocalRuntime
