@@ -71,12 +71,13 @@ class LiveTree:
 
     def look(self, folders: Folders, found: Found) -> Copied | None:
         """What is to be noted of a name that is no file; None when it is not there any more."""
-        try:
-            return Copied(found, xattrs_at(folders, found.path))
-        except OSError as error:
-            if error.errno in GONE:
-                return None
-            raise tree_scan.unreadable(found.path, self._root, error) from error
+        with self.reading(found.path):
+            try:
+                return Copied(found, xattrs_at(folders, found.path))
+            except OSError as error:
+                if error.errno not in GONE:
+                    raise
+        return None
 
     def _read_one(self, folders: Folders, found: Found, tree: TreeWriter) -> Copied | None:
         with self.opened(folders, found) as (file, copied):
