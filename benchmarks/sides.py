@@ -191,6 +191,8 @@ class TarZstd(Tar):
 
 
 def become_quiet() -> None:
+    """Have what the others wrote and removed on the disk, and wait until the machine does nothing else."""
+    os.sync()
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         before = _idle()
