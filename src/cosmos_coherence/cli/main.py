@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,9 @@ import cosmos_coherence
 from cosmos_coherence.cli import boundary, context
 from cosmos_coherence.cli.schedule import schedule
 from cosmos_coherence.cli.volume import volume
+
+_YOUNG = 50_000
+"""Objects that may come before the collector looks: of the thousands that a backup makes hardly any is garbage."""
 
 app = typer.Typer(
     name="cosmos",
@@ -361,6 +365,7 @@ def _finish(exit_status: int) -> None:
 
 def main() -> None:
     """Entry point ``cosmos``."""
+    gc.set_threshold(_YOUNG)
     sys.exit(boundary.run(app, sys.argv[1:]))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -234,12 +234,15 @@ def repository_writer(
     ``published`` is told the repository and the snapshot's id when the backup is there; it may not raise. ``cache``
     is a private folder for what spares the next backup work.
     """
+    from cosmos_coherence.repository.tree_cache import TreeCache
     from cosmos_coherence.repository.writer import RepositoryWriter
 
-    repository = open_repository(settings)
+    kept_trees = None if cache is None else TreeCache(cache)
+    with kept_trees.reading_ahead() if kept_trees is not None else nullcontext():  # deriving a key needs a core only
+        repository = open_repository(settings)
     return RepositoryWriter(
         repository, identity, project, spool, workers=settings.backup.workers,
-        published=lambda snapshot: published(repository, snapshot), cache=cache,
+        published=lambda snapshot: published(repository, snapshot), cache=kept_trees,
         prepare=lambda: priority.step_back(settings.backup.nice, settings.backup.idle_io),
     )  # fmt: skip
 

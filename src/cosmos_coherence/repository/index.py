@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -19,6 +19,7 @@ from cosmos_coherence.repository.blob import Blob, BlobKind, Id, Location
 from cosmos_coherence.repository.crypto import OVERHEAD, Buffer
 
 _RECORD: Final = struct.Struct("<32s4I")  # id, pack and kind, offset, sealed length, plain length
+_FIRST: Final = struct.Struct(">I")
 _SIZE: Final = _RECORD.size
 _IS_TREE: Final = 1 << 31
 _KIND_BYTE: Final = 35
@@ -129,28 +130,26 @@ class Index:
     def add_file(self, plain: Buffer) -> None:
         """Take in what an index file names. Raises ``Damaged``, and has taken in nothing then."""
         try:
-            packs = [(_id(pack.id), pack.blobs) for pack in msgspec.json.decode(plain, type=_File).packs]
-            ids = [_ids(blobs) for _, blobs in packs]
+            file = msgspec.json.decode(plain, type=_File)
+            packs = [(_id(pack.id), pack.blobs, _ids(pack.blobs)) for pack in file.packs]
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
             raise errors.Damaged(f"not an index: {error}") from error
         with self._lock:
-            while self._count + sum(len(blobs) for _, blobs in packs) > len(self._buckets) * _CROWDED:
+            while self._count + sum(len(ids) for _, _, ids in packs) > len(self._buckets) * _CROWDED:
                 self._spread()
-            pack_record, buckets = _RECORD.pack, self._buckets
-            shift = 32 - self._bits
-            for (pack, blobs), each in zip(packs, ids, strict=True):
+            buckets, shift = self._buckets, 32 - self._bits
+            for pack, blobs, ids in packs:
                 number, known = self._number(pack)
-                at = 0
-                for blob in blobs:
-                    word = number | _IS_TREE if blob.type == "tree" else number
-                    blob_id = each[at : at + 32]
-                    at += 32
-                    record = pack_record(blob_id, word, blob.offset, blob.length, blob.uncompressed_length)
-                    bucket = buckets[int.from_bytes(blob_id[:4], "big") >> shift]
-                    if known and bucket.find(record) >= 0:
-                        continue
-                    bucket += record
-                    self._count += 1
+                tree = number | _IS_TREE
+                records = [
+                    _RECORD.pack(i, tree if b.type == "tree" else number, b.offset, b.length, b.uncompressed_length)
+                    for i, b in zip(ids, blobs, strict=True)
+                ]
+                if known:
+                    records = [record for record in records if self._bucket(record).find(record) < 0]
+                for record, (first,) in zip(records, map(_FIRST.unpack_from, records), strict=True):
+                    buckets[first >> shift].extend(record)
+                self._count += len(records)
 
     def packs(self) -> tuple[Id, ...]:
         """Every pack that is known."""
@@ -212,11 +211,11 @@ class Index:
 
 
 class _BlobJson(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    id: str
+    id: Annotated[str, msgspec.Meta(min_length=64, max_length=64)]
     type: BlobKind
-    offset: int
-    length: int
-    uncompressed_length: int = 0
+    offset: Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+    length: Annotated[int, msgspec.Meta(ge=OVERHEAD, le=_MOST)]
+    uncompressed_length: Annotated[int, msgspec.Meta(ge=0, le=_MOST)] = 0
 
 
 class _PackJson(msgspec.Struct, frozen=True, gc=False):
@@ -253,19 +252,12 @@ def decode(plain: Buffer) -> tuple[list[PackBlobs], tuple[Id, ...]]:
         raise errors.Damaged(f"not an index: {error}") from error
 
 
-def _ids(blobs: Sequence[_BlobJson]) -> bytes:
-    """The ids of the blobs, one after another. ``ValueError`` for one that is none, and for impossible numbers."""
-    for blob in blobs:
-        if len(blob.id) != 64:
-            raise ValueError("an id is not 64 hex digits")
-        if not (0 <= blob.offset <= _MOST and OVERHEAD <= blob.length <= _MOST):
-            raise ValueError("impossible offset or length")
-        if not 0 <= blob.uncompressed_length <= _MOST:
-            raise ValueError("impossible offset or length")
-    ids = bytes.fromhex("".join([blob.id for blob in blobs]))
-    if len(ids) != 32 * len(blobs):
+def _ids(blobs: Sequence[_BlobJson]) -> list[Id]:
+    """The ids of the blobs. ``ValueError`` for one that is none."""
+    together = bytes.fromhex("".join([blob.id for blob in blobs]))
+    if len(together) != 32 * len(blobs):  # spaces do not count
         raise ValueError("an id is not 64 hex digits")
-    return ids
+    return [together[at : at + 32] for at in range(0, len(together), 32)]
 
 
 def _encode(blob: Blob) -> _BlobJson:
@@ -273,8 +265,6 @@ def _encode(blob: Blob) -> _BlobJson:
 
 
 def _decode(blob: _BlobJson) -> Blob:
-    if not (0 <= blob.offset <= _MOST and OVERHEAD <= blob.length <= _MOST and 0 <= blob.uncompressed_length <= _MOST):
-        raise ValueError("impossible offset or length")
     return Blob(blob.type, _id(blob.id), blob.offset, blob.length, blob.uncompressed_length)
 
 

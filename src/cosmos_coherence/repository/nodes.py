@@ -65,26 +65,31 @@ def plain_json(copied: Copied) -> str:
 def file_json(copied: Copied, content: Sequence[str]) -> str:
     """The JSON of a plain file, as ``trees.encode_node`` writes its node, only faster."""
     found = copied.found
-    name = found.path.rpartition(b"/")[2]
+    name = gotext.quoted_name(found.path.rpartition(b"/")[2])
     mtime = gotext.format_time(found.mtime_ns)
     ctime_ns = found.ctime_ns or found.mtime_ns
     ctime = mtime if ctime_ns == found.mtime_ns else gotext.format_time(ctime_ns)
-    mode, size, links = go_mode(0o100000 | found.mode), found.size, found.nlink
-    if mode and found.ino and size and links and len(content) == 1:
+    owner, size = _owner(found.uid, found.gid), found.size
+    if size and found.ino and found.nlink and len(content) == 1:  # as nearly all are
         return (
-            f'{{"name":{gotext.quoted_name(name)},"type":"file","mode":{mode},"mtime":"{mtime}","atime":"{mtime}"'
-            f',"ctime":"{ctime}"{_owner(found.uid, found.gid)},"inode":{found.ino},"size":{size},"links":{links}'
+            f'{{"name":{name},"type":"file"{_mode(found.mode)},"mtime":"{mtime}","atime":"{mtime}"'
+            f',"ctime":"{ctime}"{owner},"inode":{found.ino},"size":{size},"links":{found.nlink}'
             f',"content":["{content[0]}"]}}'
         )
     return "".join((
-        f'{{"name":{gotext.quoted_name(name)},"type":"file"',
-        f',"mode":{mode}' if mode else "",
-        f',"mtime":"{mtime}","atime":"{mtime}","ctime":"{ctime}"{_owner(found.uid, found.gid)}',
+        f'{{"name":{name},"type":"file"{_mode(found.mode)}',
+        f',"mtime":"{mtime}","atime":"{mtime}","ctime":"{ctime}"{owner}',
         f',"inode":{found.ino}' if found.ino else "",
         f',"size":{size}' if size else "",
-        f',"links":{links}' if links else "",
+        f',"links":{found.nlink}' if found.nlink else "",
         ',"content":["' + '","'.join(content) + '"]}' if content else ',"content":[]}',
     ))  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _mode(permissions: int) -> str:
+    mode = go_mode(0o100000 | permissions)
+    return f',"mode":{mode}' if mode else ""
 
 
 @lru_cache(maxsize=1024)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ import msgspec
 
 from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied
+from cosmos_coherence.repository import collection
 from cosmos_coherence.repository.tree_writer import Before
 from cosmos_coherence.storage import local
 
@@ -46,19 +48,24 @@ class TreeCache:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._ahead: dict[Path, tuple[str, Before] | None] = {}
+
+    @contextlib.contextmanager
+    def reading_ahead(self) -> Iterator[None]:
+        """All that is there is read by a thread during the block, which ends when that has."""
+        with collection.paused():
+            thread = threading.Thread(target=self._read_all, name="tree cache")
+            thread.start()
+            try:
+                yield
+            finally:
+                thread.join()
 
     def load(self, name: str, tree: str) -> Before | None:
-        """What is known of the tree of that id under the name; None when nothing is."""
-        try:
-            with self._file(name).open("rb") as file:
-                frames = _frames(file, _checked(file))
-                head = _head(next(frames))
-                if head.tree != tree:
-                    return None
-                names = {each.found.path: each for frame in frames for each in _names(frame)}
-        except (OSError, ValueError, StopIteration, msgspec.MsgspecError, RecursionError):
-            return None
-        return Before(names, head.large, head.folders, head.index_files)
+        """What is known of the tree of that id under the name; None when nothing is. To be asked once."""
+        file = self._file(name)
+        read = self._ahead.pop(file) if file in self._ahead else _read(file)
+        return read[1] if read is not None and read[0] == tree else None
 
     def save(self, states: Mapping[str, Before]) -> None:
         """Keep these trees by their names, and no others. Never raises: without room there is no cache."""
@@ -99,6 +106,22 @@ class TreeCache:
 
     def _file(self, name: str) -> Path:
         return self._folder / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+    def _read_all(self) -> None:
+        with contextlib.suppress(OSError):
+            for file in self._folder.iterdir():
+                self._ahead[file] = _read(file)
+
+
+def _read(path: Path) -> tuple[str, Before] | None:
+    """The id of a tree, and what is known of it; None where that cannot be read."""
+    with contextlib.suppress(OSError, ValueError, StopIteration, msgspec.MsgspecError, RecursionError):
+        with path.open("rb") as file:
+            frames = _frames(file, _checked(file))
+            head = _head(next(frames))
+            names = {each.found.path: each for frame in frames for each in _names(frame)}
+        return head.tree, Before(names, head.large, head.folders, head.index_files)
+    return None
 
 
 def _checked(file: BinaryIO) -> int:

@@ -45,14 +45,14 @@ class RepositoryWriter:
         *,
         workers: int = 2,
         published: Callable[[str], None] = lambda snapshot: None,
-        cache: Path | None = None,
+        cache: TreeCache | None = None,
         prepare: Callable[[], None] = lambda: None,
     ) -> None:
         """``spool`` is a private folder that does not exist yet. Takes a shared lock: ``Locked`` when it cannot.
 
-        ``published`` is told the snapshot's id as soon as it is written; it may not raise. ``cache`` is a folder of
-        this stack for what the last backup saw. In the first backup of a stack, where the repository is local and no
-        other thread runs, small files are read by ``workers`` processes; each calls ``prepare`` first.
+        ``published`` is told the snapshot's id as soon as it is written; it may not raise. ``cache`` is of this stack
+        and keeps what its last backup saw. In the first backup of a stack, where the repository is local and no other
+        thread runs, small files are read by ``workers`` processes; each calls ``prepare`` first.
         """
         self.id, self.spool, self.stored = backup_id, spool, 0
         self._repository, self._project, self._published = repository, project, published
@@ -77,7 +77,7 @@ class RepositoryWriter:
             raise
         self._root = layout.Folder()
         self._adding = threading.Lock()
-        self._cache = None if cache is None else TreeCache(cache)
+        self._cache = cache
         self._finished: dict[str, Finished] = {}
         self._streamed: set[str] = set()
         """Blobs of streams."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -56,7 +57,7 @@ def back_up(
     """
     time.sleep(late)
     identity = f"{datetime.now(UTC):%Y%m%d_%H%M%S}"
-    writer = RepositoryWriter(repository, identity, "p", root.parent / "spool", cache=root.parent / "cache")
+    writer = RepositoryWriter(repository, identity, "p", root.parent / "spool", cache=TreeCache(root.parent / "cache"))
     try:
         source = TreeSource(SourceRef("files", NAME, path=root), root, spool=writer.spool)
         source.prepare(writer)
@@ -94,6 +95,29 @@ def test_the_cache_says_what_the_trees_say(repository: Repository, root: Path) -
         assert (each.found, each.xattrs, each.digest) == (other.found, other.xattrs, other.digest), path
     assert (cached.large, cached.folders) == (read.large, read.folders)
     assert set(cached.large) == {p for p, each in cached.names.items() if is_large(each)} >= {b"large", b"sparse"}
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_what_was_read_ahead_is_what_would_have_been_read(repository: Repository, root: Path, damage: bool) -> None:
+    back_up(repository, root)
+    (file,) = (root.parent / "cache").iterdir()
+    if damage:
+        file.write_bytes(file.read_bytes()[:-1])
+    cache, tree = TreeCache(root.parent / "cache"), before(repository, root).folders[b""][0]
+    threads = threading.active_count()
+    with cache.reading_ahead():
+        pass
+    assert threading.active_count() == threads, "what follows may fork"
+    expected = TreeCache(root.parent / "cache").load(NAME, tree)
+    file.unlink()
+    assert cache.load(NAME, tree) == expected
+    assert (expected is None) == damage
+    assert cache.load(NAME, tree) is None, "it is not kept twice"
+
+
+def test_reading_ahead_where_nothing_is_kept(tmp_path: Path) -> None:
+    with TreeCache(tmp_path / "none").reading_ahead():
+        pass
 
 
 @pytest.mark.parametrize("way", ["cached", "read", "damaged", "cut", "of another"])
