@@ -52,6 +52,10 @@ class Join(msgspec.Struct, tag=True):
     folders: list[tuple[int, list[Copied]]]
 
 
+class Settle(msgspec.Struct, tag=True):
+    """To a process: hardly anything follows; store a pack that is worth it already, while others do something else."""
+
+
 class Finish(msgspec.Struct, tag=True):
     """To a process: nothing follows; hand over what is left."""
 
@@ -96,7 +100,7 @@ class Failed(msgspec.Struct, tag=True):
     error: bytes
 
 
-Order = Read | Join | Finish | Stored
+Order = Read | Join | Settle | Finish | Stored
 Answer = Stored | Done | Joined | Left | Finished | Failed
 _orders: Final = msgspec.msgpack.Decoder(Order)
 _answers: Final = msgspec.msgpack.Decoder(Answer)
@@ -175,6 +179,12 @@ class Team:
                     elif isinstance(answer, Done | Joined):
                         outstanding -= 1
                         yield answer
+
+    def settle(self) -> None:
+        """Hardly anything follows: packs that are worth it may be stored from now on. Nobody waits for it."""
+        with self._turn:
+            for member in self._members:
+                member.queue(Settle())
 
     def finish(self, saver: Saver) -> None:
         """Nothing follows: the saver gets what is left in their packs. Raises as ``copied``."""
@@ -342,6 +352,8 @@ def _work(repository: Repository, orders: int, answers: int) -> None:
                 say(Joined([(number, saver.save("tree", tree).hex()) for number, tree in joined]))
             elif isinstance(order, Stored):
                 repository.index.add(order.pack, order.blobs)
+            elif isinstance(order, Settle):
+                saver.settle()
             else:
                 _hand_over(saver, say)
     except BrokenPipeError:

@@ -27,6 +27,8 @@ INDEX_BLOBS: Final = 50_000
 INDEX_BYTES: Final = 1 << 30
 INDEX_SECONDS: Final = 60.0
 """An index file is written as soon as one of these is reached."""
+_WORTH_IT: Final = 4 << 20
+"""Bytes of a pack from which on it need not wait for more."""
 
 
 @dataclass(slots=True)
@@ -186,6 +188,14 @@ class Saver:
             self.added.tree_blobs += tree_blobs
             self.added.size += size
             self.added.packed += packed
+
+    def settle(self) -> None:
+        """Store every open pack that is large enough to stay as it is. Without workers only."""
+        assert not self._workers
+        for builders in self._builders.values():
+            for builder in [each for each in builders if each.size >= _WORTH_IT]:
+                builders.remove(builder)
+                self._finish(builder)
 
     def leave(self) -> Iterator[tuple[Blob, memoryview]]:
         """Give up what is not in a stored pack yet, sealed, to somebody who takes it."""

@@ -269,7 +269,9 @@ class RepositoryTree:
 
         plain = [path for path, entries in below.items() if entries and all(map(is_plain, entries))]
         saved = self._team.trees(((number, below[path]) for number, path in enumerate(plain)), self._saver)
-        return {plain[number]: tree for number, tree in saved}
+        found = {plain[number]: tree for number, tree in saved}
+        self._team.settle()
+        return found
 
     def _kept(self, path: bytes, entries: list[Copied], same: set[bytes]) -> str:
         """The tree that the folder had, when it holds the very names that were known of it; else nothing."""

@@ -14,7 +14,7 @@ import pytest
 
 from cosmos_coherence import errors
 from cosmos_coherence.drivers.folders import Folders
-from cosmos_coherence.repository import chunker, small_files
+from cosmos_coherence.repository import chunker, packs, small_files
 from cosmos_coherence.repository.blob import Blob, Id
 from cosmos_coherence.repository.check import check
 from cosmos_coherence.repository.forked import Team
@@ -234,3 +234,31 @@ def test_a_pack_is_told_to_whom_wants_to_know(tmp_path: Path) -> None:
     ((_, blobs),) = told
     assert [each.id for each in blobs] == [blob]
     assert not list(repository.backend.list("index"))
+
+
+def test_settling_stores_only_what_is_worth_a_pack(tmp_path: Path, rng: random.Random) -> None:
+    repository = new(tmp_path)
+    told: list[Id] = []
+    with repository.saver(workers=0, told=lambda pack, blobs: told.append(pack)) as out:
+        small = out.save("data", rng.randbytes(1000))
+        out.settle()
+        assert not told
+        large = [out.save("data", rng.randbytes(1 << 20)) for _ in range(5)]
+        out.settle()
+        (pack,) = told
+        size = next(stored.size for stored in repository.backend.list("data"))
+        header = packs.read_header(repository.backend, pack, size, repository.envelope().sealer)
+        assert {each.id for each in header} == {small, *large}
+        assert not list(out.leave())
+
+
+def test_what_is_left_is_settled_before_the_end(tmp_path: Path, rng: random.Random) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for number in range(300):
+        (root / f"{number}").write_bytes(rng.randbytes(60_000))
+    repository = new(tmp_path)
+    in_processes(repository, root)
+    large = [stored.size for stored in repository.backend.list("data") if stored.size > 4 << 20]
+    assert len(large) > 1, "what is left goes into one pack unless the processes have stored their own"
+    assert not check(again(repository), read_share=1).faults
