@@ -70,11 +70,10 @@ class Side:
     def run(self, command: list[str]) -> None:
         """Run it once, timed, in a moment when the machine is quiet, if one comes."""
         become_quiet()
-        before, began = os.times(), time.perf_counter()
+        before, began = _busy(), time.perf_counter()
         self.call(command)
         self.walls.append(time.perf_counter() - began)
-        after = os.times()
-        self.cpus.append(sum(after[2:4]) - sum(before[2:4]))
+        self.cpus.append(_busy() - before)
 
     def call(self, command: list[str]) -> None:
         subprocess.run(command, env=self.environment(), cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
@@ -202,8 +201,19 @@ def become_quiet() -> None:
 
 
 def _idle() -> float:
+    return sum(_spent()[3:5])
+
+
+def _busy() -> float:
+    """CPU seconds of the whole machine: a process that nobody waits for is in nobody else's account."""
+    spent = _spent()
+    return sum(spent[:3]) + sum(spent[5:7])
+
+
+def _spent() -> list[float]:
+    """Seconds of all cores: user, nice, system, idle, waiting, interrupts, soft interrupts, and what follows."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()
-    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+    return [int(field) / os.sysconf("SC_CLK_TCK") for field in fields[1:]]
 
 
 def _family(pid: int) -> list[int]:
