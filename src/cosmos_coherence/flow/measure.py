@@ -5,7 +5,6 @@ Whatever cannot be measured is a note and keeps nothing else from being measured
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -110,8 +109,8 @@ def _of_disks(folders: list[Path]) -> Iterator[tuple[str, dict[str, float]]]:
     seen: set[int] = set()
     for folder in folders:
         try:
-            place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-            device, room = place.stat().st_dev, os.statvfs(place)
+            place = disk.existing(folder)
+            device, found = place.stat().st_dev, disk.fullness(place)
         except OSError:
             continue  # one that cannot be looked at is a failed check of its own
         if device in seen:
@@ -119,14 +118,11 @@ def _of_disks(folders: list[Path]) -> Iterator[tuple[str, dict[str, float]]]:
         seen.add(device)
         while not place.is_mount():
             place = place.parent
-        size, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
-        used = (room.f_blocks - room.f_bfree) * room.f_frsize
-        numbers: dict[str, float] = {"size_bytes": size, "free_bytes": free, "used_bytes": used}
-        if used + free:
-            numbers["used_ratio"] = used / (used + free)  # as df counts: what is kept for root is not free
-        if room.f_files:
-            numbers["used_inodes_ratio"] = 1 - room.f_ffree / room.f_files
-        yield str(place), {name: float(value) for name, value in numbers.items()}
+        numbers = {"size_bytes": found.size_bytes, "free_bytes": found.free_bytes, "used_bytes": found.used_bytes}
+        shares = {"used_ratio": found.used} if found.size_bytes else {}
+        if found.inodes:
+            shares["used_inodes_ratio"] = found.inodes
+        yield str(place), {**{name: float(value) for name, value in numbers.items()}, **shares}
 
 
 def _of_growth(

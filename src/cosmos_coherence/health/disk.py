@@ -33,7 +33,9 @@ class Fullness(msgspec.Struct, frozen=True):
     """What is left of a file system, for whoever is not root."""
 
     used: float
-    """Share of the bytes, as ``df`` says it."""
+    """Share of the bytes, as ``df`` says it: what is kept for root is not free."""
+    size_bytes: int
+    used_bytes: int
     free_bytes: int
     inodes: float = 0.0
     """Share of the inodes; 0 where the file system makes them as it goes."""
@@ -46,20 +48,27 @@ def fullness(path: Path) -> Fullness:
     used, inodes = found.f_blocks - found.f_bfree, found.f_files - found.f_ffree
     return Fullness(
         used=used / max(1, used + found.f_bavail),
+        size_bytes=found.f_blocks * found.f_frsize,
+        used_bytes=used * found.f_frsize,
         free_bytes=found.f_bavail * found.f_frsize,
         inodes=inodes / max(1, inodes + found.f_favail) if found.f_files else 0.0,
         free_inodes=found.f_favail,
     )
 
 
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there. ``OSError``."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 def check_disk(folder: Path, min_free: int = MIN_FREE) -> CheckResult:
     """The disk that ``folder`` is on, or will be, has at least ``min_free`` bytes left."""
-    return _room(fullness(_existing(folder)), min_free)
+    return _room(fullness(existing(folder)), min_free)
 
 
 def check_fullness(folder: Path, limits: Limits, *, min_free: int = 0) -> CheckResult:
     """The same, and neither its bytes nor its inodes are used beyond the limits."""
-    there = _existing(folder)
+    there = existing(folder)
     found = fullness(there)
     room = _room(found, min_free)
     numbers = _numbers(f"disk:{folder}", found)
@@ -139,10 +148,6 @@ def _within_limit(
         f"holds {_gib(held)} of {_gib(allowed)}",
         numbers=(Number(subject, "bytes", held), Number(subject, "limit_bytes", allowed)),
     )
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _room(found: Fullness, min_free: int) -> CheckResult:
