@@ -10,6 +10,8 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from typing import Annotated, Final
 
 import msgspec
@@ -27,6 +29,8 @@ _BUCKETS: Final = 256
 _CROWDED: Final = 64
 """Records in a bucket on average before there are twice as many buckets."""
 _MOST: Final = (1 << 32) - 1
+_TOGETHER: Final = 1000
+"""Ids that are looked up at a time."""
 _GONE: Final = bytearray()
 
 
@@ -58,23 +62,20 @@ class Index:
     def missing(self, kind: BlobKind, ids: Iterable[str]) -> set[str]:
         """Those of these blobs, in hex, that are in no pack; what is no id is not either."""
         found: set[str] = set()
-        wanted = kind == "tree"
-        with self._lock:
-            buckets, shift = self._buckets, 32 - self._bits
-            for text in ids:
-                try:
-                    blob_id = bytes.fromhex(text)
-                except ValueError:
-                    blob_id = b""
-                if len(blob_id) != 32 or len(text) != 64:
-                    found.add(text)
-                    continue
-                bucket = buckets[int.from_bytes(blob_id[:4], "big") >> shift]
-                at = bucket.find(blob_id)
-                while at >= 0 and (at % _SIZE or (bucket[at + _KIND_BYTE] >= 0x80) != wanted):
-                    at = bucket.find(blob_id, at + 1)
-                if at < 0:
-                    found.add(text)
+        wanted, left = kind == "tree", iter(ids)
+        while texts := list(islice(left, _TOGETHER)):
+            with self._lock:
+                buckets, shift = self._buckets, 32 - self._bits
+                for text, blob_id in zip(texts, _decoded(texts), strict=True):
+                    if not blob_id:
+                        found.add(text)
+                        continue
+                    bucket = buckets[_FIRST.unpack_from(blob_id)[0] >> shift]
+                    at = bucket.find(blob_id)
+                    while at >= 0 and (at % _SIZE or (bucket[at + _KIND_BYTE] >= 0x80) != wanted):
+                        at = bucket.find(blob_id, at + 1)
+                    if at < 0:
+                        found.add(text)
         return found
 
     def find(self, kind: BlobKind, blob_id: Id) -> Location | None:
@@ -146,7 +147,7 @@ class Index:
                     for i, b in zip(ids, blobs, strict=True)
                 ]
                 if known:
-                    records = [record for record in records if self._bucket(record).find(record) < 0]
+                    records = [record for record in dict.fromkeys(records) if self._bucket(record).find(record) < 0]
                 for record, (first,) in zip(records, map(_FIRST.unpack_from, records), strict=True):
                     buckets[first >> shift].extend(record)
                 self._count += len(records)
@@ -258,6 +259,15 @@ def _ids(blobs: Sequence[_BlobJson]) -> list[Id]:
     if len(together) != 32 * len(blobs):  # spaces do not count
         raise ValueError("an id is not 64 hex digits")
     return [together[at : at + 32] for at in range(0, len(together), 32)]
+
+
+def _decoded(texts: Sequence[str]) -> list[Id]:
+    """The ids that are written there; empty for what is none."""
+    with suppress(ValueError):
+        together = bytes.fromhex("".join(texts))
+        if len(together) == 32 * len(texts) and set(map(len, texts)) == {64}:
+            return [together[at : at + 32] for at in range(0, len(together), 32)]
+    return [_decoded([text])[0] for text in texts] if len(texts) > 1 else [b""]
 
 
 def _encode(blob: Blob) -> _BlobJson:

@@ -52,7 +52,7 @@ class Builder:
 
     def __init__(self, kind: BlobKind) -> None:
         self.kind = kind
-        self._buffer: bytearray | mmap.mmap = bytearray()
+        self._buffer = memoryview(b"")
         self._blobs: list[Blob] = []
         self._end = self._hashed = 0
         self._hash = hashlib.sha256()
@@ -78,7 +78,7 @@ class Builder:
         """Seal ``stored`` behind the others; how many bytes it takes. ``plain_length`` is 0 unless it is compressed."""
         length = len(stored) + OVERHEAD
         self._reserve(length)
-        sealer.seal_into(stored, memoryview(self._buffer)[self._end : self._end + length])
+        sealer.seal_into(stored, self._buffer[self._end : self._end + length])
         self._append(Blob(self.kind, blob_id, self._end, length, plain_length))
         return length
 
@@ -97,7 +97,7 @@ class Builder:
     def sealed(self) -> Iterator[tuple[Blob, memoryview]]:
         """What it holds, as it is sealed."""
         for blob in self._blobs:
-            yield blob, memoryview(self._buffer)[blob.offset : blob.offset + blob.length]
+            yield blob, self._buffer[blob.offset : blob.offset + blob.length]
 
     def finish(self, sealer: Sealer) -> Pack:
         """Add the header. The next thing to call is ``reset``."""
@@ -105,7 +105,7 @@ class Builder:
         length = len(header) + OVERHEAD
         self._reserve(length + _LENGTH.size)
         end = self._end + length
-        room = memoryview(self._buffer)
+        room = self._buffer
         sealer.seal_into(header, room[self._end : end])
         room[end : end + _LENGTH.size] = _LENGTH.pack(length)
         self._end = end + _LENGTH.size
@@ -115,7 +115,7 @@ class Builder:
     def reset(self) -> None:
         """Be empty again and keep the buffer, unless it was an extraordinary one."""
         if len(self._buffer) > _ROOM:
-            self._buffer = bytearray()
+            self._buffer = memoryview(b"")
         self._blobs = []
         self._end = self._hashed = 0
         self._hash = hashlib.sha256()
@@ -124,14 +124,14 @@ class Builder:
         self._blobs.append(blob)
         self._end = blob.offset + blob.length
         if self._end - self._hashed >= _HASHED_AT_ONCE:  # while it is in the processor's cache
-            self._hash.update(memoryview(self._buffer)[self._hashed : self._end])
+            self._hash.update(self._buffer[self._hashed : self._end])
             self._hashed = self._end
 
     def _reserve(self, count: int) -> None:
         if self._end + count > len(self._buffer):
             # Only a folder with very many names makes a blob that is larger than a pack's usual room.
-            larger = _lazy(max(_ROOM, self._end + count + _HEADER_ROOM))
-            larger[: self._end] = memoryview(self._buffer)[: self._end]
+            larger = memoryview(_lazy(max(_ROOM, self._end + count + _HEADER_ROOM)))
+            larger[: self._end] = self._buffer[: self._end]
             self._buffer = larger
 
 
