@@ -6,7 +6,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -17,7 +16,7 @@ from cosmos_coherence import errors
 from cosmos_coherence.copied import Copied, Found
 from cosmos_coherence.drivers import disk, open_files, reflink
 from cosmos_coherence.drivers.folders import Folders, from_stat
-from cosmos_coherence.model import Fingerprint, Gap, Part, PartFile, SourceRef, TreePrint
+from cosmos_coherence.model import Fingerprint, Gap, Part, SourceRef
 from cosmos_coherence.parts import Sink, TreeWriter
 from cosmos_coherence.sources import sqlite, sqlite_live, tree_clone, tree_print, tree_scan
 from cosmos_coherence.sources.config_restore import ConfigRestorer
@@ -83,8 +82,6 @@ class TreeSource:
         """Folders with all below them, likewise."""
         self._timeless = False
         """No time tells whether a file was written: it is so when it was told, or when somebody may write unseen."""
-        self._known = False
-        """Whether any of it was read before ``prepare``."""
         self._clones = False
         """A large file need not be read in the pause."""
         self._links: dict[bytes, bytes] = {}
@@ -128,7 +125,6 @@ class TreeSource:
                 self._timeless, self._clones = disk.is_memory(folders.root), reflink.is_offered(folders.root)
             if not self._timeless:
                 self._taken = dict(self._tree.known())
-                self._known = bool(self._taken)
         expected = 0
         for _ in range(self._rounds):
             if self._ahead is None:
@@ -206,7 +202,7 @@ class TreeSource:
                 self._tree.drop(path)
         taken_of.clear()  # the list has it all, and a tree may have many names
         self._scan.names.clear()
-        file, fingerprint = self._finished(final)
+        file = self._tree.finish(final)
         return Part(
             name=self._ref.part,
             kind=self._ref.kind,
@@ -215,18 +211,8 @@ class TreeSource:
             anchored_at=self._anchored_at.replace("+00:00", "Z"),
             details=self._databases.details()
             | ({"sockets": str(len(self._scan.sockets))} if self._scan.sockets else {}),
-            fingerprint=Fingerprint(tree=fingerprint),
+            fingerprint=Fingerprint(tree=self._tree.same_print() or tree_print.print_of(final)),
         )
-
-    def _finished(self, final: list[Copied]) -> tuple[PartFile, TreePrint]:
-        """The tree of these names, and its fingerprint. Where nothing was known of it that is made meanwhile: the store
-        may have to wait for its own processes."""
-        assert self._tree is not None
-        if self._known:
-            return self._tree.finish(final), self._tree.same_print() or tree_print.print_of(final)
-        with ThreadPoolExecutor(1) as beside:
-            made = beside.submit(tree_print.print_of, final)
-            return self._tree.finish(final), made.result()
 
     def clients(self) -> tuple[tuple[str, str], ...]:
         """Nobody connects to files."""
