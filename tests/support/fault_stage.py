@@ -182,7 +182,8 @@ class Stage:
 
     def whole(self, states: tuple[Any, ...]) -> None:
         assert self.stack.state() in states, "neither the old nor the new state"
-        assert self.stack.leftovers() == []
+        left = self.stack.leftovers()
+        assert not left, left  # the value is looked at first: what is taken away meanwhile would not be told
         assert self.stack.goes_on()
 
     def comes_back(self) -> None:
