@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Final
 
@@ -66,7 +65,7 @@ class Index:
         while texts := list(islice(left, _TOGETHER)):
             with self._lock:
                 buckets, shift = self._buckets, 32 - self._bits
-                for text, blob_id in zip(texts, _decoded(texts), strict=True):
+                for text, blob_id in zip(texts, _ids_or_none(texts), strict=True):
                     if not blob_id:
                         found.add(text)
                         continue
@@ -132,7 +131,7 @@ class Index:
         """Take in what an index file names. Raises ``Damaged``, and has taken in nothing then."""
         try:
             file = msgspec.json.decode(plain, type=_File)
-            packs = [(_id(pack.id), pack.blobs, _ids(pack.blobs)) for pack in file.packs]
+            packs = [(_id(pack.id), pack.blobs, _ids([blob.id for blob in pack.blobs])) for pack in file.packs]
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
             raise errors.Damaged(f"not an index: {error}") from error
         with self._lock:
@@ -212,7 +211,7 @@ class Index:
 
 
 class _BlobJson(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    id: Annotated[str, msgspec.Meta(min_length=64, max_length=64)]
+    id: str
     type: BlobKind
     offset: Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
     length: Annotated[int, msgspec.Meta(ge=OVERHEAD, le=_MOST)]
@@ -253,21 +252,20 @@ def decode(plain: Buffer) -> tuple[list[PackBlobs], tuple[Id, ...]]:
         raise errors.Damaged(f"not an index: {error}") from error
 
 
-def _ids(blobs: Sequence[_BlobJson]) -> list[Id]:
-    """The ids of the blobs. ``ValueError`` for one that is none."""
-    together = bytes.fromhex("".join([blob.id for blob in blobs]))
-    if len(together) != 32 * len(blobs):  # spaces do not count
+def _ids(texts: Sequence[str]) -> list[Id]:
+    """The ids that are written there. ``ValueError`` unless each is 64 hex digits."""
+    together = bytes.fromhex("".join(texts))
+    if len(together) != 32 * len(texts) or set(map(len, texts)) - {64}:  # spaces do not count
         raise ValueError("an id is not 64 hex digits")
     return [together[at : at + 32] for at in range(0, len(together), 32)]
 
 
-def _decoded(texts: Sequence[str]) -> list[Id]:
-    """The ids that are written there; empty for what is none."""
-    with suppress(ValueError):
-        together = bytes.fromhex("".join(texts))
-        if len(together) == 32 * len(texts) and set(map(len, texts)) == {64}:
-            return [together[at : at + 32] for at in range(0, len(together), 32)]
-    return [_decoded([text])[0] for text in texts] if len(texts) > 1 else [b""]
+def _ids_or_none(texts: Sequence[str]) -> list[Id]:
+    """The same, with nothing in the place of what is none."""
+    try:
+        return _ids(texts)
+    except ValueError:
+        return [_ids_or_none([text])[0] for text in texts] if len(texts) > 1 else [b""]
 
 
 def _encode(blob: Blob) -> _BlobJson:
@@ -279,7 +277,4 @@ def _decode(blob: _BlobJson) -> Blob:
 
 
 def _id(text: str) -> Id:
-    found = bytes.fromhex(text)
-    if len(text) != 64 or len(found) != 32:
-        raise ValueError("an id is not 64 hex digits")
-    return found
+    return _ids([text])[0]
