@@ -57,7 +57,8 @@ def test_a_job_whose_agent_is_killed_goes_back_by_itself(stack: EmbeddedStack) -
     assert eventually(lambda: process.facts(job) is None), "it outlives its agent"
     assert [*journal.glob("*.json")] == []
     if stack.published() == listed:  # else it was faster
-        assert look(stack.folder / ".cosmos")["backup"].outcome == "interrupted"
+        state = look(stack.folder / ".cosmos")["backup"]
+        assert state.outcome == "interrupted", state.said
     assert stack.goes_on()
 
 
@@ -70,7 +71,8 @@ def test_an_agent_that_is_told_to_stop_interrupts_its_job_and_makes_up_for_it(st
     assert [*journal.glob("*.json")] == []
     if stack.published() != listed:
         return  # it was faster
-    assert look(stack.folder / ".cosmos")["backup"].outcome == "interrupted"
+    state = look(stack.folder / ".cosmos")["backup"]
+    assert state.outcome == "interrupted", state.said
     again = agent(stack, overdue=False)
     try:
         assert eventually(lambda: stack.published() != listed)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
 
 import typer
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, interruption
 from cosmos_coherence.cli import context
 
 _USAGE: type[Exception] = typer.BadParameter.__mro__[1]
 """The parser's own error; typer exports only this child of it."""
-_ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_PATIENCE = b"going back to how it was; SIGQUIT ends it at once, and `cosmos recover` heals what that leaves\n"
 
 
 def run(app: typer.Typer, arguments: list[str]) -> int:
@@ -29,7 +25,7 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
     SIGTERM and SIGHUP (a service manager, a lost terminal) mean what Ctrl-C does: go back, then end with 130.
     """
     as_json = "--json" in arguments
-    _listen()
+    interruption.listen()
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a strange name ends no run
     try:
@@ -95,22 +91,3 @@ def _misused(error: Exception) -> errors.UsageError:
     call = getattr(error, "ctx", None)
     path = call.command_path if call is not None else "cosmos"
     return errors.UsageError(said[:1].lower() + said[1:], remedy=f"See `{path} --help`.")
-
-
-def _listen() -> None:
-    for number in _ASKED_TO_END:
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup stays nohup
-            signal.signal(number, _interrupt)
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    """The first request sends the run back; another one must not tear the way back in two."""
-    for number in _ASKED_TO_END:
-        if signal.getsignal(number) is _interrupt:
-            signal.signal(number, _wait)
-    raise KeyboardInterrupt
-
-
-def _wait(_number: int, _frame: object) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, _PATIENCE)

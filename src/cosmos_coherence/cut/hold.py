@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, interruption
 from cosmos_coherence.cut import freezer
 from cosmos_coherence.cut.journal import HoldRecord, Journal
 from cosmos_coherence.cut.watchdog import Watchdog
@@ -67,7 +67,9 @@ def take_cut(
     """
     # In a thread of its own: Ctrl-C strikes the main thread only, and so cannot tear a release in two.
     with _Crew(anchors) as crew, ThreadPoolExecutor(1, "cut", initializer=priority.come_first) as apart:
-        return apart.submit(_take, tuple(targets), crew, journal, watchdog, run, max_pause_s, step).result()
+        with interruption.uninterrupted():
+            cut = apart.submit(_take, tuple(targets), crew, journal, watchdog, run, max_pause_s, step)
+        return cut.result()
 
 
 def release_leftovers(journal: Journal) -> list[str]:
@@ -159,7 +161,7 @@ class _Crew:
         self._failed: dict[str, BaseException] = {}
         # Daemons: a source that hangs must not keep the program from ending.
         self._threads = {
-            name: threading.Thread(target=self._run, args=(name, act), name=f"anchor {name}", daemon=True)
+            name: interruption.Thread(target=self._run, args=(name, act), name=f"anchor {name}", daemon=True)
             for name, act in anchors.items()
         }
 

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, overload
 import msgspec
 
 from cosmos_coherence import errors
+from cosmos_coherence.interruption import uninterrupted
 from cosmos_coherence.model import HoldTarget
 
 
@@ -137,8 +138,14 @@ class Journal:
     def open(self, record: R) -> Handle[R]:
         """Write an obligation down. It is on disk when this returns, and only then may the step be taken."""
         path = self._folder / f"{time.time_ns():020d}-{secrets.token_hex(4)}.json"
-        _write(path, record)
-        return Handle(path, record)
+        handle = Handle(path, record)
+        try:
+            with uninterrupted():
+                _write(path, record)
+            return handle
+        except BaseException:  # Ctrl-C, too: the caller will not know of it
+            path.unlink(missing_ok=True)
+            raise
 
     @overload
     def pending(self) -> tuple[Handle[Record], ...]: ...

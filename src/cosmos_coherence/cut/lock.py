@@ -25,7 +25,7 @@ from typing import Final
 
 import msgspec
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, interruption
 from cosmos_coherence.cut.journal import unusable
 from cosmos_coherence.drivers import disk
 from cosmos_coherence.drivers import owner as owners
@@ -73,7 +73,7 @@ class Lease:
     def __init__(self, path: Path, holder: Holder) -> None:
         self._path, self._holder = path, holder
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: interruption.Thread | None = None
 
     def keep(self) -> None:
         """Show from now on that the owner lives, from a thread of its own: not before the last fork, and within
@@ -82,7 +82,7 @@ class Lease:
         Should the lease be lost all the same, because this machine slept and another took it, the run is interrupted.
         """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._keep, name=self._path.name, daemon=True)
+            self._thread = interruption.Thread(target=self._keep, name=self._path.name, daemon=True)
             self._thread.start()
 
     def release(self) -> None:

@@ -6,13 +6,12 @@ What has to be undone is in the journal before any of it begins, so that after a
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, interruption
 from cosmos_coherence.cut.journal import Handle, Journal, QuietRecord
 from cosmos_coherence.drivers.runtime import Child, Runtime
 from cosmos_coherence.model import Quiet
@@ -150,7 +149,7 @@ def _await(child: Child, hook_s: float) -> None:
         except BaseException as error:  # noqa: BLE001 - told by the caller's thread
             failed.append(error)
 
-    waiting = threading.Thread(target=wait, name="hook", daemon=True)
+    waiting = interruption.Thread(target=wait, name="hook", daemon=True)
     try:
         waiting.start()
         waiting.join(hook_s)

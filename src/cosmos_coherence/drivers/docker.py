@@ -25,6 +25,7 @@ from cosmos_coherence.drivers.compose import Definition, project_of
 from cosmos_coherence.drivers.docker_facts import Facts
 from cosmos_coherence.drivers.engine import Engine
 from cosmos_coherence.drivers.reach import Reach, private_folder
+from cosmos_coherence.interruption import uninterrupted
 from cosmos_coherence.model import HoldTarget, Service, Stack, Volume, VolumeRecord
 
 __all__ = ["STATE_VOLUME", "DockerRuntime", "project_of"]
@@ -385,7 +386,7 @@ class DockerRuntime:
 
 def _each(act: Callable[[Facts], object], containers: Sequence[Facts]) -> None:
     """Act on all at once; the first error is raised when all have been tried."""
-    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool, uninterrupted():
         tried = [pool.submit(act, container) for container in containers]
     for one in tried:
         one.result()

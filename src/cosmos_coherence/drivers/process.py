@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import msgspec
 
-from cosmos_coherence import errors, settings
+from cosmos_coherence import errors, interruption, settings
 
 TAIL_BYTES = 8 * 1024
 _CHUNK = 64 * 1024
@@ -45,7 +45,7 @@ class LocalChild:
         if process.stdin is not None:
             self._stdin = cast(BinaryIO, io.BufferedWriter(_Input(process.stdin, self), _CHUNK))
         self._tail = bytearray()
-        self._drain = threading.Thread(target=self._keep_tail, name=f"stderr of {program}", daemon=True)
+        self._drain = interruption.Thread(target=self._keep_tail, name=f"stderr of {program}", daemon=True)
         self._drain.start()
 
     @property
@@ -180,18 +180,26 @@ def start(
     The command sees ``environment`` and, of ours, no more than what finds programs, home, language and engine. Raises
     ``CommandFailed`` when it cannot be started.
     """
-    process = _popen(
-        argv,
-        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        environment=environment,
-        cwd=cwd,
-        user=user,
-        group=group,
-        start_new_session=new_group,
-    )
-    return LocalChild(process, argv[0], group=new_group)
+    child: LocalChild | None = None
+    try:
+        with interruption.uninterrupted():
+            process = _popen(
+                argv,
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                environment=environment,
+                cwd=cwd,
+                user=user,
+                group=group,
+                start_new_session=new_group,
+            )
+            child = LocalChild(process, argv[0], group=new_group)
+        return child
+    except KeyboardInterrupt:
+        if child:  # nobody else knows of it
+            child.kill()
+        raise
 
 
 def run(
@@ -216,7 +224,7 @@ def run(
         late.set()
         child.end()
 
-    timer = threading.Timer(timeout_s, end) if timeout_s is not None else None
+    timer = interruption.Timer(timeout_s, end) if timeout_s is not None else None
     try:
         if timer:
             timer.start()

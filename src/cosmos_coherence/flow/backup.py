@@ -35,7 +35,7 @@ from cosmos_coherence.flow.events import PartDone, Report, Story
 from cosmos_coherence.flow.instant import Instant, one_instant
 from cosmos_coherence.flow.progress import Meter, MeteredWriter, expected_of
 from cosmos_coherence.flow.survey import survey
-from cosmos_coherence.flow.workers import gentle_pool, results
+from cosmos_coherence.flow.workers import gently
 from cosmos_coherence.model import Gap, Manifest, Part, ServiceRecord, SourceRef, Stack, VolumeRecord
 from cosmos_coherence.parts import BackupWriter
 from cosmos_coherence.settings import Settings
@@ -250,8 +250,7 @@ def _capture(opened: list[Source], writer: BackupWriter, settings: Settings, sto
         story.tell(PartDone(part.name, sum(f.size for f in part.files)))
         return part
 
-    with gentle_pool(settings) as pool:
-        return tuple(results([pool.submit(one, source) for source in opened]))
+    return tuple(gently(settings, one, opened))
 
 
 def _placed(part: Part, plan: BackupPlan) -> Part:

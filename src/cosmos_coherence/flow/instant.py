@@ -15,7 +15,7 @@ from cosmos_coherence.discover.holding import holding, outside
 from cosmos_coherence.drivers.runtime import Runtime
 from cosmos_coherence.flow.events import Held, Story
 from cosmos_coherence.flow.watch import watchdog_for
-from cosmos_coherence.flow.workers import gentle_pool, results
+from cosmos_coherence.flow.workers import gently
 from cosmos_coherence.model import Gap, Service
 from cosmos_coherence.parts import Sink
 from cosmos_coherence.settings import Settings
@@ -125,8 +125,8 @@ def _attempt(asked: _Asked) -> tuple[Cut, tuple[Gap, ...], tuple[Service, ...]]:
 
 def _copy_beforehand(asked: _Asked) -> None:
     """Files first, since copying them takes long."""
-    with gentle_pool(asked.settings) as pool:
-        results([pool.submit(s.prepare, asked.writer) for s in asked.opened if not s.ref.service])
+    files = [source for source in asked.opened if not source.ref.service]
+    gently(asked.settings, lambda source: source.prepare(asked.writer), files)
 
 
 def _await_health(runtime: Runtime, held: Sequence[Service], story: Story) -> None:

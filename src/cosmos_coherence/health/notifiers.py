@@ -17,7 +17,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Literal
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, interruption
 
 PING: Final = "ping"
 _LONGEST: Final = 64 * 1024
@@ -174,7 +174,7 @@ def _all(calls: Mapping[str, Callable[[], str]], limit_s: float) -> dict[str, st
             answers[name] = f"it broke: {type(error).__name__}"
 
     threads = [
-        threading.Thread(target=make, args=each, daemon=True, name=f"notify {each[0]}") for each in calls.items()
+        interruption.Thread(target=make, args=each, daemon=True, name=f"notify {each[0]}") for each in calls.items()
     ]
     for thread in threads:
         thread.start()

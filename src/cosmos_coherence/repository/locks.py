@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, interruption
 from cosmos_coherence.repository import gotext
 from cosmos_coherence.repository.keys import username
 from cosmos_coherence.repository.repository import Repository
@@ -78,7 +78,7 @@ class Lock:
         self._refreshed = self._written = 0.0
         self._mutex = threading.Lock()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: interruption.Thread | None = None
         self._take(settle)
         if refresh:
             self.start_refreshing()
@@ -94,7 +94,7 @@ class Lock:
     def start_refreshing(self) -> None:
         """Keep it fresh from a thread of its own; left out until then by who has to fork first."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._keep, name="repository lock", daemon=True)
+            self._thread = interruption.Thread(target=self._keep, name="repository lock", daemon=True)
             self._thread.start()
 
     @contextlib.contextmanager

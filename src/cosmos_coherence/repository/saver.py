@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, interruption
 from cosmos_coherence.repository.blob import Blob, BlobKind, Id, id_of
 from cosmos_coherence.repository.crypto import Buffer
 from cosmos_coherence.repository.packs import Builder
@@ -104,7 +104,7 @@ class Saver:
         self._jobs: queue.Queue[_Job | _Batch | None] = queue.Queue(max(1, workers * 2))
         self._outstanding = self._waiting = 0
         self._workers = workers
-        self._threads: list[threading.Thread] = []
+        self._threads: list[interruption.Thread] = []
 
     def __enter__(self) -> Saver:
         return self
@@ -244,7 +244,7 @@ class Saver:
         with self._lock:
             self._outstanding += 1
             if len(self._threads) < self._workers:
-                thread = threading.Thread(target=self._work, name=f"saver {len(self._threads)}", daemon=True)
+                thread = interruption.Thread(target=self._work, name=f"saver {len(self._threads)}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
         self._jobs.put(job)

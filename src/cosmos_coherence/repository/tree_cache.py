@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import threading
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, interruption
 from cosmos_coherence.copied import Copied
 from cosmos_coherence.repository import collection
 from cosmos_coherence.repository.tree_writer import Before
@@ -54,7 +53,7 @@ class TreeCache:
     def reading_ahead(self) -> Iterator[None]:
         """All that is there is read by a thread during the block, which ends when that has."""
         with collection.paused():
-            thread = threading.Thread(target=self._read_all, name="tree cache")
+            thread = interruption.Thread(target=self._read_all, name="tree cache")
             thread.start()
             try:
                 yield

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, interruption
 from cosmos_coherence.repository import collection, restore_plan, restore_write
 from cosmos_coherence.repository.blob import Blob, Id
 from cosmos_coherence.repository.crypto import Buffer
@@ -292,7 +292,7 @@ def _in_threads(run: _Run, count: int) -> int:
         except BaseException as error:  # noqa: BLE001 - raised again below
             failures.append(error)
 
-    threads = [threading.Thread(target=work, name=f"restore {number}", daemon=True) for number in range(count)]
+    threads = [interruption.Thread(target=work, name=f"restore {number}", daemon=True) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:

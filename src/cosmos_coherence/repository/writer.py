@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import cosmos_coherence
-from cosmos_coherence import errors, manifests
+from cosmos_coherence import errors, interruption, manifests
 from cosmos_coherence.model import Manifest, PartFile
 from cosmos_coherence.parts import Stream, TreeWriter, stream_steps, tree_steps
 from cosmos_coherence.repository import adopt, chunker, layout, locks
@@ -201,7 +201,7 @@ class _Stream:
         self._queue: queue.Queue[bytes] = queue.Queue(_AHEAD)
         self._content: Content | None = None
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(store,), name=f"stream {path}", daemon=True)
+        self._thread = interruption.Thread(target=self._run, args=(store,), name=f"stream {path}", daemon=True)
         self._thread.start()
 
     def write(self, data: bytes | memoryview, /) -> int:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from cosmos_coherence import interruption
 from cosmos_coherence.copied import Found
 from cosmos_coherence.drivers.folders import Folders, open_file
 from cosmos_coherence.sources.tree_scan import Scan
@@ -45,7 +46,7 @@ class Flush:
     def __init__(self, root: Path, files: Sequence[Found] = ()) -> None:
         self._files: list[int] = []
         self._enough = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: interruption.Thread | None = None
         if not files:
             return
         with suppress(OSError), Folders(root) as folders:
@@ -53,7 +54,7 @@ class Flush:
                 if opened := open_file(folders, path):
                     self._files.append(opened[0])
         if self._files:
-            self._thread = threading.Thread(target=self._run, name="flush", daemon=True)
+            self._thread = interruption.Thread(target=self._run, name="flush", daemon=True)
             self._thread.start()
 
     def enough(self) -> None:

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import inotify_simple
 from inotify_simple import flags
 
+from cosmos_coherence import interruption
 from cosmos_coherence.drivers import disk
 from cosmos_coherence.drivers.folders import Folders, link_place
 
@@ -55,7 +56,7 @@ class Watch:
         """What was told of folders that another process has entered and that are not ours yet."""
         self._enough = threading.Event()
         self._noting = threading.Lock()
-        self._follower: threading.Thread | None = None
+        self._follower: interruption.Thread | None = None
 
     @classmethod
     def given(cls, descriptors: Sequence[int]) -> Watch:
@@ -113,7 +114,7 @@ class Watch:
         to read when ``changes`` is asked in the pause."""
         if self._notify is not None and self._follower is None:
             self._enough.clear()
-            self._follower = threading.Thread(target=self._follow, name="watch", daemon=True)
+            self._follower = interruption.Thread(target=self._follow, name="watch", daemon=True)
             self._follower.start()
 
     def changes(self) -> Changes | None:

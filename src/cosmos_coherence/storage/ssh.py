@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +12,7 @@ import asyncssh
 import msgspec
 from asyncssh import SFTPClient
 
-from cosmos_coherence import errors
+from cosmos_coherence import errors, interruption
 
 _Result = TypeVar("_Result")
 
@@ -55,7 +54,7 @@ class Connection:
         self._open: tuple[asyncssh.SSHClientConnection, SFTPClient] | None = None
         self._connecting = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="sftp", daemon=True)
+        self._thread = interruption.Thread(target=self._loop.run_forever, name="sftp", daemon=True)
         self._thread.start()
 
     def call(self, doing: str, what: Callable[[SFTPClient], Awaitable[_Result]], size: int = 0) -> _Result:

@@ -23,6 +23,7 @@ import inotify_simple
 import msgspec
 from inotify_simple import flags
 
+from cosmos_coherence import interruption
 from cosmos_coherence.drivers import disk
 from cosmos_coherence.drivers.folders import FOLDER_FLAGS, GONE, link_place, names_in
 from cosmos_coherence.volumes.ledger import Ledger
@@ -104,7 +105,7 @@ class TreeWatch:
         self._renewed: set[bytes] = set()
         self._young: dict[Name, float] = {}
         self._identity = (0, 0)
-        self._reader: threading.Thread | None = None
+        self._reader: interruption.Thread | None = None
         self._ended = -1
 
     def __enter__(self) -> TreeWatch:
@@ -167,7 +168,9 @@ class TreeWatch:
             ledger.notify.close()
             return Measured(ledger.usage, refused)
         self._ledger, self._ended = ledger, os.eventfd(0)
-        self._reader = threading.Thread(target=self._read, args=(ledger, self._ended), daemon=True, name="volume watch")
+        self._reader = interruption.Thread(
+            target=self._read, args=(ledger, self._ended), daemon=True, name="volume watch"
+        )
         self._reader.start()
         return Measured(ledger.usage, why)
 
