@@ -84,9 +84,6 @@ class ArchiveWriter:
                 raise errors.Refused(
                     f"{self.spool} was left behind by another run", remedy="Run `cosmos recover`."
                 ) from error
-            except BaseException:  # Ctrl-C, too: nobody can call ``abort`` yet
-                shutil.rmtree(self.spool, ignore_errors=True)
-                raise
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="gzip")
 
     @contextmanager

@@ -36,6 +36,7 @@ from cosmos_coherence.flow.instant import Instant, one_instant
 from cosmos_coherence.flow.progress import Meter, MeteredWriter, expected_of
 from cosmos_coherence.flow.survey import survey
 from cosmos_coherence.flow.workers import gently
+from cosmos_coherence.interruption import uninterrupted
 from cosmos_coherence.model import Gap, Manifest, Part, ServiceRecord, SourceRef, Stack, VolumeRecord
 from cosmos_coherence.parts import BackupWriter
 from cosmos_coherence.settings import Settings
@@ -206,18 +207,19 @@ def _writer(
         if said := known.add(state, repository, project, known.Backup(identity, snapshot)):
             story.note(said)
 
+    writer: BackupWriter | None = None
     try:
         if plan.repository:
-            writer: BackupWriter = store.repository_writer(
+            writer = store.repository_writer(
                 settings, identity, project, spool, published=published, cache=state / "cache"
             )
         else:
-            writer = ArchiveWriter(plan.directory, identity, workers=settings.backup.workers)
-        try:
-            yield writer
-        finally:
-            writer.abort()
+            with uninterrupted():
+                writer = ArchiveWriter(plan.directory, identity, workers=settings.backup.workers)
+        yield writer
     finally:
+        if writer:
+            writer.abort()
         if not spool.exists():  # else the next run removes it
             note.close()
 
