@@ -17,6 +17,7 @@ import pytest
 from cosmos_coherence import errors
 from cosmos_coherence.sources.redis import RedisSource, remove_leftovers, restore_settings
 from cosmos_coherence.sources.redis_restore import RedisRestorer
+from support.capturing import anchor
 from support.local_servers import ACCOUNT, PASSWORD, REDIS, Redis, redis_server
 from support.memory_parts import MemoryReader, MemorySink
 from support.redis_cases import REF, backup, contents, fill, leftovers, names, quiet, restore, restorer, source
@@ -24,7 +25,7 @@ from support.redis_cases import REF, backup, contents, fill, leftovers, names, q
 pytestmark = pytest.mark.redis
 
 SAVES = ["save 3600 1", "save 300 100"]
-RIGHTS = "+echo +info +time +bgsave +config|get +config|set +client|list +client|setname"
+RIGHTS = "+echo +info +time +bgsave +config|get +config|set +client|list +client|setname +client|pause +client|unpause"
 """As docs/protect-your-stack.md lists them."""
 
 
@@ -96,7 +97,7 @@ def test_a_save_that_cannot_be_written_leaves_a_server_that_takes_writes(server:
         values = captured.settings_to_restore()
         captured.prepare(MemorySink())
         with unwritable(server.data):
-            captured.anchor()
+            anchor(captured)
             with pytest.raises(errors.CaptureFailed, match="the save failed"):
                 captured.capture(MemorySink())
             captured.close()
@@ -118,7 +119,7 @@ def test_a_save_that_failed_where_we_may_not_change_the_settings_is_made_good(se
     with source(server) as captured:
         captured.prepare(MemorySink())
         with unwritable(server.data):
-            captured.anchor()
+            anchor(captured)
             with pytest.raises(errors.CaptureFailed, match="the save failed"):
                 captured.capture(MemorySink())
             assert not writes(server), "there was nothing to make good"
@@ -197,7 +198,7 @@ def test_users_kept_beside_the_data_are_named() -> None:
             server.start()
             with source(server) as captured:
                 captured.prepare(MemorySink())
-                captured.anchor()
+                anchor(captured)
                 captured.capture(MemorySink())
                 assert [gap.what.rpartition(" ")[0] for gap in captured.gaps] == gaps
 
@@ -220,6 +221,16 @@ def test_a_user_with_the_rights_that_are_documented(version: str) -> None:
             with pytest.raises(errors.AccessDenied, match=right):
                 backup(server)
             server.cli("ACL", "SETUSER", "backup", f"+{right}")
+        with source(server) as captured:
+            captured.prepare(MemorySink())
+            rest = captured.anchor()
+            assert rest, "the fork was waited for"
+            rest()
+            server.cli("ACL", "SETUSER", "backup", "-client|pause" if version != "6.2" else "-client")
+            server.cli("ACL", "SETUSER", "backup", "+client|list", "+client|setname")
+            captured.prepare(MemorySink())
+            assert captured.anchor() is None, "this user may not keep writes waiting"
+            assert captured.capture(MemorySink()).fingerprint == part.fingerprint
         server.cli("ACL", "SETUSER", "backup", "-config|set" if version != "6.2" else "-config")
         server.work = server.data
         part, _ = backup(server)

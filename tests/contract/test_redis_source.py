@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from cosmos_coherence.sources import redis as redis_source
 from cosmos_coherence.sources import redis_restore
 from cosmos_coherence.sources.redis import RedisSource, restore_settings
 from cosmos_coherence.sources.redis_session import Session
+from support.capturing import anchor
 from support.local_servers import PASSWORD, REDIS, Redis, redis_server
 from support.memory_parts import MemoryReader, MemorySink
 from support.redis_cases import (
@@ -35,6 +37,7 @@ from support.redis_cases import (
     restorer,
     source,
 )
+from support.waiting import eventually
 
 pytestmark = pytest.mark.redis
 
@@ -170,10 +173,49 @@ def test_a_save_that_runs_is_waited_out_before_and_asks_for_another_round_in_the
         assert b"rdb_bgsave_in_progress:0" in server.cli("INFO", "persistence")
         server.cli("BGSAVE")
         with pytest.raises(errors.CutFailed, match="in progress"):
-            captured.anchor()
+            anchor(captured)
         captured.prepare(sink)
-        captured.anchor()
+        anchor(captured)
         assert captured.capture(sink).fingerprint.keys == {"0": 1}
+
+
+def saved_number(dump: bytes) -> int:
+    """The integer under the key ``n`` of a dump."""
+    at = dump.index(b"\0\1n") + 3
+    return int.from_bytes(dump[at + 1 : at + 1 + {0xC0: 1, 0xC1: 2, 0xC2: 4}[dump[at]]], "little")
+
+
+def test_what_is_written_once_it_is_anchored_waits_until_the_save_is_forked(any_server: Redis) -> None:
+    acknowledged, enough = [0], threading.Event()
+
+    def write() -> None:
+        with any_server.run("redis", ["redis-cli"], stdin=True, environment={"REDISCLI_AUTH": PASSWORD}) as client:
+            while not enough.is_set():
+                client.stdin.write(b"INCR n\n")
+                client.stdin.flush()
+                acknowledged[0] = int(client.stdout.readline())
+
+    any_server.cli("EVAL", "for i = 1, 200000 do redis.call('SET', 'key' .. i, 'value' .. i) end", "0")
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(3):
+            sink = MemorySink()
+            with source(any_server) as captured:
+                captured.prepare(sink)
+                before = acknowledged[0]
+                rest = captured.anchor()
+                last = acknowledged[0] + 1  # its answer may be on the way
+                assert rest, "the fork was waited for"
+                rest()
+                assert eventually(lambda last=last: acknowledged[0] > last), "it does not take writes again"
+                part = captured.capture(sink)
+            (dump,) = sink.streams.values()
+            assert part.fingerprint.keys == {"0": 200_001}
+            assert before <= saved_number(dump) <= last
+    finally:
+        enough.set()
+        writer.join()
 
 
 def test_a_save_that_fails_is_no_success(server: Redis) -> None:
@@ -182,7 +224,7 @@ def test_a_save_that_fails_is_no_success(server: Redis) -> None:
     sink = MemorySink()
     with source(server) as captured:
         captured.prepare(sink)
-        captured.anchor()
+        anchor(captured)
         child = next(int(p.name) for p in Path("/proc").glob("[0-9]*") if is_child(p, server))
         os.kill(child, 9)
         with pytest.raises(errors.CaptureFailed, match="the save failed"):
@@ -215,7 +257,7 @@ def test_settings_are_put_back_after_a_capture(server: Redis) -> None:
         assert captured.settings_to_restore() == {"save": SAVE, "auto-aof-rewrite-percentage": "100"}
         captured.prepare(sink)
         assert quiet(server) == (b"save\n", b"auto-aof-rewrite-percentage\n0")
-        captured.anchor()
+        anchor(captured)
         captured.capture(sink)
     assert quiet(server) == before
 

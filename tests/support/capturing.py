@@ -15,10 +15,16 @@ def nothing() -> None:
     pass
 
 
+def anchor(source: Source) -> None:
+    """The anchor, and what it leaves to be done."""
+    if rest := source.anchor():
+        rest()
+
+
 def capture(source: Source, *, prepared: Step = nothing, anchored: Step = nothing) -> tuple[Part, MemorySink]:
     sink = MemorySink()
     source.prepare(sink)
     prepared()
-    source.anchor()
+    anchor(source)
     anchored()
     return source.capture(sink), sink

@@ -28,6 +28,10 @@ _LATE_S = 5.0
 """How long an anchor that missed the budget is awaited, once the stack runs again, to tell how long it took."""
 
 
+Anchor = Callable[[], Callable[[], None] | None]
+"""Fixes the state of one source. What it returns is done at once, too, but the release does not wait for it."""
+
+
 class Cut(msgspec.Struct, frozen=True):
     """One instant that was taken."""
 
@@ -47,7 +51,7 @@ class Cut(msgspec.Struct, frozen=True):
 
 def take_cut(
     targets: Sequence[HoldTarget],
-    anchors: Mapping[str, Callable[[], None]],
+    anchors: Mapping[str, Anchor],
     *,
     journal: Journal,
     watchdog: Watchdog,
@@ -57,13 +61,16 @@ def take_cut(
 ) -> Cut:
     """Hold the targets, call all anchors (by source) in parallel, release: one attempt.
 
+    What the anchors leave to be done is done when it returns.
+
     Whatever happens, the targets are released, at ``max_pause_s`` seconds at the latest, also from an anchor that still
     runs, from Ctrl-C (which is raised after the release), and by the watchdog should this program die. ``step`` is
     called with the name of each of ``STEPS`` just taken; after ``holding`` the first freeze comes next.
 
-    Raises ``CutFailed`` with the measured times when an anchor failed or was not done at the release, when a target did
-    not stand still or ran again too early, when the watchdog is gone. An anchor that was late may still run then: its
-    source has to be closed. A target that could not be released stays in the journal, for ``release_leftovers``.
+    Raises ``CutFailed`` with the measured times when an anchor failed or was not done at the release, when what it left
+    failed, when a target did not stand still or ran again too early, when the watchdog is gone. An anchor that was late
+    may still run then: its source has to be closed. A target that could not be released stays in the journal, for
+    ``release_leftovers``.
     """
     # In a thread of its own: Ctrl-C strikes the main thread only, and so cannot tear a release in two.
     with _Crew(anchors) as crew, ThreadPoolExecutor(1, "cut", initializer=priority.come_first) as apart:
@@ -145,7 +152,7 @@ def _take(
             f"the budget of {max_pause_s * 1000:.0f} ms was over before every source was anchored; the writers stood "
             f"still for {pause_ms:.0f} ms (to freeze them {(instant - began) * 1000:.0f} ms, {', '.join(each)})"
         )
-    crew.raise_failures()
+    crew.settle()
     if moved:
         raise errors.CutFailed(f"{', '.join(moved)} ran again before every source was anchored")
     return Cut(instant_ns, pause_ms, anchored_ms, tuple(target.name for target in targets))
@@ -154,9 +161,10 @@ def _take(
 class _Crew:
     """The anchors, each in a thread that already runs and waits for the word: starting one would cost pause."""
 
-    def __init__(self, anchors: Mapping[str, Callable[[], None]]) -> None:
+    def __init__(self, anchors: Mapping[str, Anchor]) -> None:
         self._word = threading.Event()
         self._dismissed = False
+        self._anchored = {name: threading.Event() for name in anchors}
         self._ended: dict[str, float] = {}
         self._failed: dict[str, BaseException] = {}
         # Daemons: a source that hangs must not keep the program from ending.
@@ -175,38 +183,50 @@ class _Crew:
         self._word.set()
 
     def anchor(self, deadline: float) -> None:
-        """Give the word; return when all are done, or at the deadline (monotonic)."""
+        """Give the word; return when all are anchored, or at the deadline (monotonic)."""
         self._word.set()
-        self._join(deadline)
+        self._await(deadline)
 
     def unfinished(self) -> list[str]:
-        return [name for name, thread in self._threads.items() if thread.is_alive()]
+        return [name for name, anchored in self._anchored.items() if not anchored.is_set()]
 
     def measure(self, instant: float) -> dict[str, float]:
-        """Milliseconds after the instant, of those that are done; late ones get a while to become so."""
-        self._join(time.monotonic() + _LATE_S)
+        """Milliseconds after the instant, of those that are anchored; late ones get a while to become so."""
+        self._await(time.monotonic() + _LATE_S)
         return {name: (ended - instant) * 1000 for name, ended in sorted(self._ended.items())}
 
-    def raise_failures(self) -> None:
+    def settle(self) -> None:
+        """Return when what they left is done. Raises ``CutFailed`` when one failed or does not come to an end."""
+        deadline = time.monotonic() + _LATE_S
+        for name, thread in self._threads.items():
+            thread.join(max(deadline - time.monotonic(), 0.0))
+            if thread.is_alive():
+                raise errors.CutFailed(f"{name} was anchored, but not done {_LATE_S:.0f} s after the release")
         if self._failed:
             each = "; ".join(f"{name} could not be anchored: {error}" for name, error in sorted(self._failed.items()))
             first = next(iter(self._failed.values()))
             raise errors.CutFailed(each, remedy=getattr(first, "remedy", None)) from first
 
-    def _join(self, deadline: float) -> None:
-        for thread in self._threads.values():
-            thread.join(max(deadline - time.monotonic(), 0.0))
+    def _await(self, deadline: float) -> None:
+        for anchored in self._anchored.values():
+            anchored.wait(max(deadline - time.monotonic(), 0.0))
 
-    def _run(self, name: str, act: Callable[[], None]) -> None:
+    def _run(self, name: str, act: Anchor) -> None:
         priority.come_first()
         self._word.wait()
         if self._dismissed:
             return
         try:
-            act()
-        except BaseException as error:  # noqa: BLE001 - told by raise_failures
-            self._failed[name] = error
+            rest = act()
+        except BaseException as error:  # noqa: BLE001 - told by settle
+            self._failed[name], rest = error, None
         self._ended[name] = time.perf_counter()
+        self._anchored[name].set()
+        try:
+            if rest is not None:
+                rest()
+        except BaseException as error:  # noqa: BLE001 - told by settle
+            self._failed[name] = error
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from cosmos_coherence.model import Gap, Part, SourceRef
@@ -21,8 +22,10 @@ class Source(Protocol):
         beforehand. May be called again after a blown budget."""
         ...
 
-    def anchor(self) -> None:
-        """Fix the state of this moment. The writers are held: a few milliseconds, no logging, no new session."""
+    def anchor(self) -> Callable[[], None] | None:
+        """Fix the state of this moment. The writers are held: a few milliseconds, no logging, no new session.
+
+        Returns what is left to be done at once, held or not; nothing else is called meanwhile."""
         ...
 
     def capture(self, sink: Sink) -> Part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -20,6 +20,8 @@ from cosmos_coherence.sources.redis_session import Session, argument
 
 _CHUNK: Final = 1 << 20
 _POLL_S: Final = 0.02
+_PAUSE_S: Final = 1.5
+"""So long at most the server keeps writes waiting."""
 _SAID: Final = 4096
 _BUSY: Final = ("loading", "rdb_bgsave_in_progress", "aof_rewrite_in_progress", "aof_rewrite_scheduled")
 _QUIET: Final = {"save": "", "auto-aof-rewrite-percentage": "0"}
@@ -101,21 +103,41 @@ class RedisSource:
         _await_saves(session)
         self._clients = tuple(_others(session))
 
-    def anchor(self) -> None:
-        """Fork the save: what the server holds when it answers is what the dump will hold.
+    def anchor(self) -> Callable[[], None] | None:
+        """Have the server keep writes waiting; what is left to be done is the fork of the save, after which they go on.
 
-        Raises ``CutFailed`` when another save or rewrite has begun, ``CaptureFailed`` when the server cannot fork.
+        It takes 10 to 40 ms a GiB, during which the server answers nobody, but nobody has to be held for it. Where this
+        user may not pause clients the fork itself is waited for. The server takes writes again by itself should we die.
+
+        Raises, at once or from what is left, ``CutFailed`` when another save or rewrite has begun or the fork took too
+        long, ``CaptureFailed`` when the server cannot fork.
         """
         assert self._session is not None
-        session = self._session
         self._anchored_at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        time_, before, answer, after = session.each("TIME", "INFO keyspace", "BGSAVE", "INFO keyspace")
-        session.permitted(answer)
+        until = time.monotonic() + _PAUSE_S
+        answers = self._session.each(
+            f"CLIENT PAUSE {_PAUSE_S * 1000:.0f} WRITE", "TIME", "INFO keyspace", "BGSAVE", "INFO keyspace",
+            "CLIENT UNPAUSE",
+        )  # fmt: skip
+        if sessions.fault(next(answers)):
+            self._fork(answers)
+            return None
+        return lambda: self._fork(answers, until)
+
+    def _fork(self, answers: Iterator[list[str]], until: float | None = None) -> None:
+        """Take the answers to what ``anchor`` has asked; what the server holds when it forks the dump will hold."""
+        time_, before, answer, after, _ = answers
+        assert self._session is not None
+        self._session.permitted(answer)
         if not answer or not answer[0].startswith("Background saving started"):
             reason = answer[0] if answer else "no answer"
             if re.search("progress|scheduled|child process", reason):
                 raise errors.CutFailed(f"Redis in {self._ref.service} had begun to save or rewrite: {reason}")
             raise self._unsaved(reason)
+        if until is not None and time.monotonic() > until:
+            raise errors.CutFailed(
+                f"Redis in {self._ref.service} took longer than {_PAUSE_S:g} s to fork its save, and took writes before"
+            )
         self._anchor_s = int(time_[0])
         self._keys, self._expiring = _counts(sessions.keyspace(before), sessions.keyspace(after))
 

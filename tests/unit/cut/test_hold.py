@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from cosmos_coherence import errors
-from cosmos_coherence.cut import freezer
-from cosmos_coherence.cut.hold import Cut, release_leftovers, take_cut
+from cosmos_coherence.cut import freezer, hold
+from cosmos_coherence.cut.hold import Anchor, Cut, release_leftovers, take_cut
 from cosmos_coherence.cut.journal import HoldRecord, Journal
 from cosmos_coherence.cut.watchdog import Watchdog
 from cosmos_coherence.drivers import process
@@ -38,7 +38,7 @@ class Bench:
     def cut(
         self,
         watchdog: Watchdog,
-        anchors: dict[str, Callable[[], None]],
+        anchors: dict[str, Anchor],
         *,
         budget_s: float = LONG_S,
         at: dict[str, Callable[[], object]] | None = None,
@@ -104,8 +104,12 @@ def test_writers_stand_still_from_the_instant_until_all_is_anchored(bench: Bench
 
 def test_anchors_run_at_the_same_time(bench: Bench) -> None:
     together = threading.Barrier(3, timeout=30)
+
+    def anchor() -> None:
+        together.wait()
+
     with Watchdog.start() as watchdog:
-        bench.cut(watchdog, {name: lambda: together.wait() and None for name in "abc"})
+        bench.cut(watchdog, dict.fromkeys("abc", anchor))
 
 
 def test_the_journal_knows_the_targets_before_the_first_freeze_and_until_the_last_thaw(bench: Bench) -> None:
@@ -190,6 +194,38 @@ def test_writers_that_do_not_stand_still_in_time_fail_the_cut_before_anything_is
         release_leftovers(bench.journal)
     assert len(bench.journal.pending(HoldRecord)) == 1
     bench.journal.pending()[0].close()
+
+
+def test_what_an_anchor_leaves_to_be_done_is_done_after_the_release(bench: Bench) -> None:
+    done: list[str] = []
+
+    def rest() -> None:
+        assert bench.writer.moving()  # only ends once the writers go on
+        done.append("rest")
+
+    with silent_watchdog() as watchdog:
+        cut = bench.cut(watchdog, {"a": lambda: rest, "b": lambda: None})
+    assert done == ["rest"]
+    assert set(cut.anchored_ms) == {"a", "b"}
+
+
+def test_what_an_anchor_leaves_to_be_done_may_fail_the_cut(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise errors.ServiceDown("redis does not answer", remedy="Start it.")
+
+    with Watchdog.start() as watchdog:
+        with pytest.raises(errors.CutFailed, match="a could not be anchored: redis does not answer") as caught:
+            bench.cut(watchdog, {"a": lambda: fails})
+        assert caught.value.remedy == "Start it."
+        ended = threading.Event()
+        monkeypatch.setattr(hold, "_LATE_S", 0.1)
+        try:
+            with pytest.raises(errors.CutFailed, match="a was anchored, but not done"):
+                bench.cut(watchdog, {"a": lambda: ended.wait})
+        finally:
+            ended.set()
+    assert bench.writer.moving()
+    assert bench.journal.pending() == ()
 
 
 def test_a_writer_that_someone_else_let_go_fails_the_cut(bench: Bench) -> None:
