@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -156,7 +157,7 @@ def test_a_later_save_that_replaces_the_dump_fails_the_capture(
     server = any_server
     server.cli("SET", "a", "x")
     server.environment["REDISCLI_AUTH"] = PASSWORD
-    monkeypatch.setattr(redis_source, "_KEEP", f"{redis_source._KEEP}; redis-cli SAVE >/dev/null")
+    monkeypatch.setattr(redis_source, "_KEEP", redis_source._KEEP.replace("echo", "redis-cli SAVE >/dev/null; echo"))
     with pytest.raises(errors.CaptureFailed, match="another save replaced it"):
         backup(server)
     assert leftovers(server.data) == []
@@ -216,6 +217,28 @@ def test_what_is_written_once_it_is_anchored_waits_until_the_save_is_forked(any_
     finally:
         enough.set()
         writer.join()
+
+
+def test_the_dump_that_is_kept_for_us_goes_when_we_die(any_server: Redis) -> None:
+    any_server.cli("SAVE")
+    kept = any_server.data / ".cosmos-run.rdb"
+    told, tell = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            with RedisSource(REF, any_server, "run")._kept(str(any_server.data / "dump.rdb"), str(kept)):
+                os.write(tell, b"kept")
+                time.sleep(60)
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(told, 4) == b"kept"
+        assert kept.exists()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(told)
+        os.close(tell)
+    assert eventually(lambda: not kept.exists())
 
 
 def test_a_save_that_fails_is_no_success(server: Redis) -> None:

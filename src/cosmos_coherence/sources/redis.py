@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Final
@@ -38,7 +38,13 @@ done
 """
 """A dump where none was before goes too: a server that never saves would start with it next time, and not empty."""
 _IS_THERE: Final = 'if [ -e "$1/$2" ]; then echo there; fi'
-_KEEP: Final = 'ln "$1" "$2" 2>/dev/null || cp "$1" "$2"'
+_KEEP: Final = """\
+ln "$1" "$2" 2>/dev/null || cp "$1" "$2" || exit 1
+echo kept
+read -r word
+rm -f "$2"
+"""
+"""Until its input ends, as it does when we die, too: what began before then must not leave a file after the healing."""
 _CHECK: Final = """\
 for tool in redis-check-rdb valkey-check-rdb; do
     command -v $tool >/dev/null && exec $tool "$1"
@@ -153,11 +159,11 @@ class RedisSource:
         folder = self._places["dir"].rstrip("/")
         kept = f"{folder}/.cosmos-{self._run}{'.only' if self._alone else ''}.rdb"
         try:
-            self._command(_KEEP, f"{folder}/{self._places['dbfilename']}", kept)
-            if _saves(self._session.info("persistence")) != _saves(saved):
-                raise self._unsaved("another save replaced it")
-            self._command(_CHECK, kept)
-            file = self._copy(sink, kept)
+            with self._kept(f"{folder}/{self._places['dbfilename']}", kept):
+                if _saves(self._session.info("persistence")) != _saves(saved):
+                    raise self._unsaved("another save replaced it")
+                self._command(_CHECK, kept)
+                file = self._copy(sink, kept)
         finally:
             with suppress(errors.CosmosError):
                 self._command(_SWEEP, folder, self._places["dbfilename"])
@@ -202,6 +208,17 @@ class RedisSource:
 
     def _open(self) -> Session:
         return Session(self._runtime, self._ref.service, self._run)
+
+    @contextmanager
+    def _kept(self, dump: str, name: str) -> Iterator[None]:
+        """The dump under another name, where no later save replaces it, for as long as the block lasts."""
+        try:
+            with self._runtime.run(self._ref.service, ["sh", "-c", _KEEP, "sh", dump, name], stdin=True) as keeper:
+                if keeper.stdout.readline() != b"kept\n":
+                    keeper.wait()
+                yield
+        except errors.CommandFailed as error:
+            raise self._unsaved(error.stderr.strip() or error.message) from error
 
     def _command(self, script: str, *argv: str) -> bytes:
         child = self._runtime.run(self._ref.service, ["sh", "-c", script, "sh", *argv])
