@@ -59,6 +59,8 @@ SMALL = Ballast(64, 16, 2_000)
 class Nowhere:
     """A sink that reads everything and keeps nothing."""
 
+    at_once = 1
+
     def tree(self, name: str) -> Nowhere:
         return self
 

@@ -29,7 +29,7 @@ _LATE_S = 5.0
 
 
 Anchor = Callable[[], Callable[[], None] | None]
-"""Fixes the state of one source. What it returns is done at once, too, but the release does not wait for it."""
+"""Fixes the state of one source. What it returns is done at once when the writers were released."""
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -138,6 +138,7 @@ def _take(
             moved = () if over else freezer.still_running(targets, within_s=deadline - time.monotonic())
         finally:
             freezer.thaw_all(targets)
+            crew.release()
             pause_ms = (time.perf_counter() - began) * 1000 if targets else 0.0
             step("thawed")
             watchdog.released()
@@ -162,7 +163,7 @@ class _Crew:
     """The anchors, each in a thread that already runs and waits for the word: starting one would cost pause."""
 
     def __init__(self, anchors: Mapping[str, Anchor]) -> None:
-        self._word = threading.Event()
+        self._word, self._released = threading.Event(), threading.Event()
         self._dismissed = False
         self._anchored = {name: threading.Event() for name in anchors}
         self._ended: dict[str, float] = {}
@@ -181,11 +182,16 @@ class _Crew:
     def __exit__(self, *_: object) -> None:
         self._dismissed = True
         self._word.set()
+        self._released.set()
 
     def anchor(self, deadline: float) -> None:
         """Give the word; return when all are anchored, or at the deadline (monotonic)."""
         self._word.set()
         self._await(deadline)
+
+    def release(self) -> None:
+        """What the anchors have left may be done: before, it would take the processor from those that are awaited."""
+        self._released.set()
 
     def unfinished(self) -> list[str]:
         return [name for name, anchored in self._anchored.items() if not anchored.is_set()]
@@ -224,6 +230,7 @@ class _Crew:
         self._anchored[name].set()
         try:
             if rest is not None:
+                self._released.wait()
                 rest()
         except BaseException as error:  # noqa: BLE001 - told by settle
             self._failed[name] = error

@@ -25,7 +25,7 @@ class Source(Protocol):
     def anchor(self) -> Callable[[], None] | None:
         """Fix the state of this moment. The writers are held: a few milliseconds, no logging, no new session.
 
-        Returns what is left to be done at once, held or not; nothing else is called meanwhile."""
+        Returns what is left to be done as soon as they were released; nothing else is called meanwhile."""
         ...
 
     def capture(self, sink: Sink) -> Part:

@@ -112,7 +112,7 @@ class RedisSource:
     def anchor(self) -> Callable[[], None] | None:
         """Have the server keep writes waiting; what is left to be done is the fork of the save, after which they go on.
 
-        It takes 10 to 40 ms a GiB, during which the server answers nobody, but nobody has to be held for it. Where this
+        That takes 10 to 40 ms a GiB in which the server answers nobody, but nobody has to be held for it. Where this
         user may not pause clients the fork itself is waited for. The server takes writes again by itself should we die.
 
         Raises, at once or from what is left, ``CutFailed`` when another save or rewrite has begun or the fork took too
@@ -121,19 +121,16 @@ class RedisSource:
         assert self._session is not None
         self._anchored_at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         until = time.monotonic() + _PAUSE_S
-        answers = self._session.each(
-            f"CLIENT PAUSE {_PAUSE_S * 1000:.0f} WRITE", "TIME", "INFO keyspace", "BGSAVE", "INFO keyspace",
-            "CLIENT UNPAUSE",
-        )  # fmt: skip
-        if sessions.fault(next(answers)):
-            self._fork(answers)
+        if sessions.fault(self._session.ask(f"CLIENT PAUSE {_PAUSE_S * 1000:.0f} WRITE")):
+            self._fork(until=None)
             return None
-        return lambda: self._fork(answers, until)
+        return lambda: self._fork(until)
 
-    def _fork(self, answers: Iterator[list[str]], until: float | None = None) -> None:
-        """Take the answers to what ``anchor`` has asked; what the server holds when it forks the dump will hold."""
-        time_, before, answer, after, _ = answers
+    def _fork(self, until: float | None) -> None:
+        """What the server holds when it answers, the dump will hold. It keeps writes waiting ``until`` (monotonic)."""
         assert self._session is not None
+        asked = ("TIME", "INFO keyspace", "BGSAVE", "INFO keyspace")
+        time_, before, answer, after, *_ = self._session.each(*asked, *(("CLIENT UNPAUSE",) if until else ()))
         self._session.permitted(answer)
         if not answer or not answer[0].startswith("Background saving started"):
             reason = answer[0] if answer else "no answer"

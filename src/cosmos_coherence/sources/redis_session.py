@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -68,8 +68,8 @@ class Session:
         (answer,) = self.each(command)
         return answer
 
-    def each(self, *commands: str) -> Iterator[list[str]]:
-        """The answers to commands that are sent in one piece, as they come; all have to be taken."""
+    def each(self, *commands: str) -> list[list[str]]:
+        """The answers to commands that are sent in one piece."""
         nonce = secrets.token_hex(12)
         text = "".join(f"{command}\nECHO {nonce}\n" for command in commands)
         try:
@@ -77,7 +77,7 @@ class Session:
             self._child.stdin.flush()
         except (errors.CommandFailed, OSError) as error:
             raise self._down("the connection broke off") from error
-        return (self._receive(nonce) for _ in commands)
+        return [self._receive(nonce) for _ in commands]
 
     def _receive(self, nonce: str) -> list[str]:
         lines: list[str] = []

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -203,15 +204,22 @@ class _Look:
         self._looked = looked
         with Folders(self._scan.root) as folders:
             self._device = folders.device
-            numbers = self._these(folders, sorted(paths | renewed | self._scan.linked), renewed)
-            if numbers:  # the other names of these files have changed without anybody saying so
+            self._these(folders, sorted(paths | renewed | self._scan.linked), renewed)
+            if numbers := self._more_names(looked):  # those have changed without anybody saying so
                 names = self._scan.names.items()
                 others = [path for path, found in names if found.ino in numbers and path not in looked]
                 self._these(folders, others, set())
         return looked
 
-    def _these(self, folders: Folders, paths: list[bytes], renewed: set[bytes]) -> set[int]:
-        """Look at these, a folder before what is in it; the inodes of files that have, or had, several names."""
+    def _more_names(self, looked: set[bytes]) -> set[int]:
+        """The inodes of files that have more names than were looked at."""
+        found = [self._scan.names[path] for path in looked if path in self._scan.names]
+        several = [each for each in found if each.nlink > 1 and each.kind != "dir"]
+        seen = Counter(each.ino for each in several)
+        return {each.ino for each in several if seen[each.ino] < each.nlink}
+
+    def _these(self, folders: Folders, paths: list[bytes], renewed: set[bytes]) -> None:
+        """Look at these, a folder before what is in it."""
         names = self._scan.names
         now = {path: self._status(folders, path) for path in paths if not self._hidden(folders, path)}
         known = {path: names.get(path) for path in now}
@@ -231,8 +239,6 @@ class _Look:
             if there and self._note(path, found) and (was is None or was.kind != "dir" or path in gone):
                 self._enter_at(folders, path)
                 entered += (path + b"/",)
-        both = (found for path in now for found in (known[path], names.get(path)))
-        return {found.ino for found in both if found is not None and found.nlink > 1}
 
     def _status(self, folders: Folders, path: bytes) -> tuple[Found | None, bool]:
         """What is there, as far as it is captured, and whether anything is."""
