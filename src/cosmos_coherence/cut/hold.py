@@ -26,10 +26,11 @@ STEPS = ("journalled", "armed", "holding", "frozen", "anchored", "thawed", "rele
 _SWITCH_S = 0.0002
 _LATE_S = 5.0
 """How long an anchor that missed the budget is awaited, once the stack runs again, to tell how long it took."""
-
+_REST_S = 0.5
+"""What an anchor left waits so long for the release at most: it holds something, too."""
 
 Anchor = Callable[[], Callable[[], None] | None]
-"""Fixes the state of one source. What it returns is done at once when the writers were released."""
+"""Fixes the state of one source. What it returns is done when the writers were released, or after half a second."""
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -230,7 +231,7 @@ class _Crew:
         self._anchored[name].set()
         try:
             if rest is not None:
-                self._released.wait()
+                self._released.wait(_REST_S)
                 rest()
         except BaseException as error:  # noqa: BLE001 - told by settle
             self._failed[name] = error

@@ -25,7 +25,8 @@ class Source(Protocol):
     def anchor(self) -> Callable[[], None] | None:
         """Fix the state of this moment. The writers are held: a few milliseconds, no logging, no new session.
 
-        Returns what is left to be done as soon as they were released; nothing else is called meanwhile."""
+        Returns what is left to be done when they were released, or after half a second; nothing else is called
+        meanwhile."""
         ...
 
     def capture(self, sink: Sink) -> Part:

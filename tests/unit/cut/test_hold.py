@@ -209,6 +209,18 @@ def test_what_an_anchor_leaves_to_be_done_is_done_after_the_release(bench: Bench
     assert set(cut.anchored_ms) == {"a", "b"}
 
 
+def test_what_an_anchor_leaves_to_be_done_does_not_wait_for_the_slowest_of_the_others(bench: Bench) -> None:
+    done = threading.Event()
+
+    def slow() -> None:
+        assert done.wait(60)
+        assert bench.writer.still()
+
+    with silent_watchdog() as watchdog:
+        bench.cut(watchdog, {"a": lambda: done.set, "slow": slow})
+    assert done.is_set()
+
+
 def test_what_an_anchor_leaves_to_be_done_may_fail_the_cut(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails() -> None:
         raise errors.ServiceDown("redis does not answer", remedy="Start it.")
