@@ -30,20 +30,24 @@ _PLACES: Final = ("dir", "dbfilename", "appendonly", "appenddirname", "appendfil
 _USUAL: Final = {"dir": ".", "dbfilename": "dump.rdb"}
 """Where a dump lies when the server does not say: in the folder that its container starts in."""
 
-_SWEEP: Final = """\
-for kept in "$1"/.cosmos-*.rdb; do
-    case $kept in *.only.rdb) [ ! "$kept" -ef "$1/$2" ] || rm -f "$1/$2" ;; esac
-    rm -f "$kept"
-done
+_REMOVE: Final = """\
+remove() {
+    case $1 in *.only.rdb) [ ! "$1" -ef "$2" ] || rm -f "$2" ;; esac
+    rm -f "$1"
+}
 """
 """A dump where none was before goes too: a server that never saves would start with it next time, and not empty."""
+_SWEEP: Final = _REMOVE + 'for kept in "$1"/.cosmos-*.rdb; do remove "$kept" "$1/$2"; done'
 _IS_THERE: Final = 'if [ -e "$1/$2" ]; then echo there; fi'
-_KEEP: Final = """\
-ln "$1" "$2" 2>/dev/null || cp "$1" "$2" || exit 1
+_KEEP: Final = (
+    _REMOVE
+    + """\
+ln "$1" "$2" 2>/dev/null || cp "$1" "$2" || { rm -f "$2"; exit 1; }
 echo kept
 read -r word
-rm -f "$2"
+remove "$2" "$1"
 """
+)
 """Until its input ends, as it does when we die, too: what began before then must not leave a file after the healing."""
 _CHECK: Final = """\
 for tool in redis-check-rdb valkey-check-rdb; do
