@@ -100,7 +100,7 @@ class Ledger:
 
     def folder(self, path: bytes, blocks: int) -> None:
         """See ``Counter``; also for one that is known, whose own size may have changed."""
-        record = self.records.setdefault(path, Record())
+        record = self._record(path)
         self.blocks += blocks - record.own
         record.own = blocks
 
@@ -111,7 +111,7 @@ class Ledger:
 
     def take(self, seen: BulkStat, names: Sequence[bytes], path: bytes, device: int) -> list[bytes]:
         """See ``Counter``. Folders that are known already are not returned."""
-        record = self.records.setdefault(path, Record())
+        record = self._record(path)
         modes, links, devices = seen.modes(), seen.links(), seen.devices()
         inodes, blocks = seen.inodes(), seen.blocks()
         folders: list[bytes] = []
@@ -188,6 +188,20 @@ class Ledger:
             )
             or (record.linked and not inodes.isdisjoint(record.linked.values()))
         ]
+
+    def standing(self, path: bytes, inodes: set[int]) -> tuple[set[bytes], set[int]]:
+        """Where these files stand in the folder ``path``: the names of those that are known to have several, the hashes
+        of the names of the others."""
+        record = self.records[path]
+        names = {name for name, inode in (record.linked or {}).items() if inode in inodes}
+        hashes = set(compress(record.names, map(inodes.__contains__, record.inodes)))
+        return names, hashes
+
+    def _record(self, path: bytes) -> Record:
+        known = self.records.get(path)
+        if known is None:
+            known = self.records[path] = Record()
+        return known
 
     def _link(self, record: Record, name: bytes, inode: int, found: Shared) -> None:
         if record.linked is None:

@@ -240,13 +240,13 @@ class TreeWatch:
         return _refused(ledger)
 
 
-def _look(ledger: Ledger, walk: Walk, path: bytes, names: Collection[bytes] | None) -> None:
-    """Look again at these names of a folder, all of them for None. Where it has gone meanwhile, we shall be told."""
+def _look(ledger: Ledger, walk: Walk, path: bytes, names: Collection[bytes]) -> None:
+    """Look again at these names of a folder. Where it has gone meanwhile, we shall be told."""
     if path not in ledger.records:
         return
     try:
         folder = walk.opened(path)
-        if names is None or len(names) > _FEW:
+        if len(names) > _FEW:
             names = names_in(folder)
             ledger.empty(path)
     except OSError as error:
@@ -259,13 +259,17 @@ def _look(ledger: Ledger, walk: Walk, path: bytes, names: Collection[bytes] | No
 
 
 def _resolve(ledger: Ledger, walk: Walk) -> None:
-    """A file that has got further names counts once, and as it is now: the folders where it stands are listed."""
+    """A file that has got further names counts once, and as it is now: it is looked at wherever it stands."""
     done: set[int] = set()
     while unsure := {i for i in ledger.unsure - done if (f := ledger.shared.get(i)) and f.here < f.names}:
         done |= unsure
         ledger.unsure = set()
         for path in ledger.holding(unsure):
-            _look(ledger, walk, path, None)
+            names, hashes = ledger.standing(path, unsure)
+            if hashes:
+                with contextlib.suppress(OSError):  # of a folder that has gone we shall be told
+                    names |= {name for name in names_in(walk.opened(path)) if hash(name) in hashes}
+            _look(ledger, walk, path, names)
         while walk.todo:
             walk.step()
 
