@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -43,12 +44,14 @@ def struck(act: Callable[[], object]) -> Iterator[None]:
 
         before = sys.gettrace()
         interruption.listen()
+        gc.disable()  # what is raised while something is collected is lost by the interpreter itself
         try:
             sys.settrace(line)
             try:
                 act()
             finally:
                 sys.settrace(before)
+                gc.enable()
         except KeyboardInterrupt:
             yield
             continue
