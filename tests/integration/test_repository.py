@@ -313,6 +313,22 @@ def test_a_backup_that_is_killed_heals_and_what_it_stored_is_used(stack, saved, 
     restic(stack, tmp_path, "check")
 
 
+def test_an_archive_that_is_killed_while_it_is_made_leaves_nothing(stack, saved):
+    settings = stack.folder / "cosmos.toml"
+    before = settings.read_text()
+    settings.write_text(f"{before}\n[backup]\narchive = true\n")
+    big = stack.files / "ballast" / "big"
+    big.write_bytes(os.urandom(64 << 20))
+    try:
+        assert stack.killed_within(0.4, "backup", after="export")
+    finally:
+        settings.write_text(before)
+        big.unlink()
+    assert stack.leftovers() != []
+    assert stack.recover().status == "done"
+    assert stack.leftovers() == []
+
+
 @pytest.mark.parametrize(("name", "lost_mib"), [("pack", 32), ("publish", 1)])
 def test_what_a_killed_run_has_stored_is_not_stored_again(stack, saved, rng, name, lost_mib):
     """``pack``: packs are there that no index names, and the one that was open is lost. ``publish``: all is there."""

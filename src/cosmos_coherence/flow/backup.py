@@ -167,7 +167,7 @@ def capture_backup(
         writer.verify()
         story.begin("publish")
         path = writer.publish()
-    exported = _exported(settings, plan, manifest, story)
+    exported = _exported(settings, plan, manifest, story, journal)
     removed = _retire(runtime, settings, plan, story) if manifest.complete and not plan.safety else ()
     return story.report(
         "done" if manifest.complete else "incomplete",
@@ -224,13 +224,19 @@ def _writer(
             note.close()
 
 
-def _exported(settings: Settings, plan: BackupPlan, manifest: Manifest, story: Story) -> Path | None:
+def _exported(settings: Settings, plan: BackupPlan, manifest: Manifest, story: Story, journal: Journal) -> Path | None:
     """The archive of a backup that went to the repository, where one is wanted too: made from there."""
     if not (plan.repository and plan.archive) or plan.safety:
         return None
     story.begin("export")
-    with store.open_backup(settings, manifest.id, project=plan.stack.project) as reader:
-        return transfer.export(reader, plan.directory, workers=settings.backup.workers)
+    spool = spool_of(plan.directory, manifest.id)
+    note = journal.open(SpoolRecord(story.run, str(spool)))
+    try:
+        with store.open_backup(settings, manifest.id, project=plan.stack.project) as reader:
+            return transfer.export(reader, plan.directory, workers=settings.backup.workers)
+    finally:
+        if not spool.exists():  # else the next run removes it
+            note.close()
 
 
 def _retire(runtime: Runtime, settings: Settings, plan: BackupPlan, story: Story) -> tuple[str, ...]:
